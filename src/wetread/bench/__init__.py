@@ -1,0 +1,1 @@
+"""Measurements: phantoms with known lesions, accuracy and speed."""

@@ -1,0 +1,125 @@
+"""The seam between inference and devices: engines and contexts.
+
+An `Engine` is a package's network made ready for one device: immutable, weights loaded once. A `Context`
+holds what one stream of work needs on top of it (activations, an infer request, a captured graph); several
+contexts run on one engine at once, from different threads, and give the same numbers as alone. A context
+itself is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+Array = Any
+"""An array exchanged by DLPack on the engine's device; a numpy array for CPU engines."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a network.
+
+    Attributes:
+        name: name in the graph.
+        shape: (batch, channels, *spatial); None where the size is free.
+        dtype: numpy name of the element type, such as ``float32``.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is: backend, precision and device, in words that go into the reading."""
+
+    backend: str
+    precision: str
+    device: str
+    version: str
+
+
+@runtime_checkable
+class Ticket(Protocol):
+    """A submitted batch."""
+
+    def done(self) -> bool:
+        """True once the outputs are written; never blocks."""
+        ...
+
+    def wait(self) -> None:
+        """Blocks until the outputs are written.
+
+        Raises:
+            NotFiniteError: an output holds NaN or infinity.
+            EngineError: the device failed.
+        """
+        ...
+
+
+class Context(Protocol):
+    """Activations and a stream on an engine; one thread at a time.
+
+    Attributes:
+        bytes: device memory that this context holds beyond the engine's weights, known before use.
+        max_batch: largest batch that `submit` takes.
+    """
+
+    bytes: int
+    max_batch: int
+
+    def submit(self, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> Ticket:
+        """Starts one batch. The caller owns all arrays and leaves them alone until the ticket is done.
+
+        Args:
+            inputs: one C-contiguous array for each network input, (n, channels, *spatial), n ≤ max_batch.
+            outputs: arrays of the shapes and types that the network returns for these inputs.
+
+        Raises:
+            EngineError: number, shape or type of an array does not fit; another batch is still running.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the context holds; a second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Engine(Protocol):
+    """A network made ready for one device; immutable, shared by its contexts.
+
+    Attributes:
+        info: backend, precision, device, version of the runtime.
+        inputs, outputs: the network's tensors.
+        bytes: memory held by the weights.
+    """
+
+    info: EngineInfo
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    bytes: int
+
+    def context(self, shape: tuple[int, int, int], max_batch: int = 1) -> Context:
+        """Makes a context for windows of the given spatial shape.
+
+        Raises:
+            EngineError: the network does not take that shape.
+            DeviceMemoryError: the context does not fit.
+        """
+        ...
+
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """(channels, *spatial) of the first output for one window of the given spatial shape."""
+        ...
+
+    def close(self) -> None:
+        """Frees the engine; its contexts must be closed before. A second call does nothing."""
+        ...

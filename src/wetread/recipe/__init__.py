@@ -1,0 +1,35 @@
+"""Recipes: what travels with a network and says how to use it."""
+
+from wetread.recipe.model import (
+    Channel,
+    Code,
+    Label,
+    Lesions,
+    Place,
+    Recipe,
+    Selector,
+    Tiling,
+    load_recipe,
+)
+from wetread.recipe.steps import Clip, Crop, MinMax, Normalise, Pad, Resample, Scale, Step, ZScore
+
+__all__ = [
+    "Channel",
+    "Clip",
+    "Code",
+    "Crop",
+    "Label",
+    "Lesions",
+    "MinMax",
+    "Normalise",
+    "Pad",
+    "Place",
+    "Recipe",
+    "Resample",
+    "Scale",
+    "Selector",
+    "Step",
+    "Tiling",
+    "ZScore",
+    "load_recipe",
+]

@@ -1,0 +1,128 @@
+"""Preprocessing steps of a recipe, executed in the order in which they are listed.
+
+Each step says whether it is *local*: its result at a voxel depends on nothing further away than the
+interpolation's support, so that it can run on part of a scan. Only local steps go with `lattice` tiling.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Interpolation = Literal["linear", "cubic", "nearest"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Clip(_Frozen):
+    """Limits intensities to ``[lower, upper]`` (HU for CT)."""
+
+    local: ClassVar[bool] = True
+    step: Literal["clip"] = "clip"
+    lower: float
+    upper: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Clip:
+        if not self.lower < self.upper:
+            raise ValueError(f"lower ({self.lower}) must be below upper ({self.upper})")
+        return self
+
+
+class Scale(_Frozen):
+    """Maps ``[lower, upper]`` linearly to ``[to_lower, to_upper]``, without clipping."""
+
+    local: ClassVar[bool] = True
+    step: Literal["scale"] = "scale"
+    lower: float
+    upper: float
+    to_lower: float = 0.0
+    to_upper: float = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Scale:
+        if not self.lower < self.upper:
+            raise ValueError(f"lower ({self.lower}) must be below upper ({self.upper})")
+        return self
+
+
+class Normalise(_Frozen):
+    """Subtracts a stated mean and divides by a stated standard deviation (nnU-Net's CTNormalization)."""
+
+    local: ClassVar[bool] = True
+    step: Literal["normalise"] = "normalise"
+    mean: float
+    std: float = Field(gt=0)
+
+
+class MinMax(_Frozen):
+    """Maps the volume's own minimum and maximum (or percentiles) to [0, 1]."""
+
+    local: ClassVar[bool] = False
+    step: Literal["minmax"] = "minmax"
+    lower_percentile: float = Field(0.0, ge=0, le=100)
+    upper_percentile: float = Field(100.0, ge=0, le=100)
+    clip: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MinMax:
+        if not self.lower_percentile < self.upper_percentile:
+            raise ValueError("lower_percentile must be below upper_percentile")
+        return self
+
+
+class ZScore(_Frozen):
+    """Subtracts the volume's own mean and divides by its own standard deviation.
+
+    With ``nonzero`` the statistics are those of voxels that are not zero, and the others stay zero.
+    """
+
+    local: ClassVar[bool] = False
+    step: Literal["zscore"] = "zscore"
+    nonzero: bool = False
+
+
+class Crop(_Frozen):
+    """Crops to the bounding box of voxels above the threshold in any channel, plus a margin in voxels."""
+
+    local: ClassVar[bool] = False
+    step: Literal["crop"] = "crop"
+    threshold: float = 0.0
+    margin: int = Field(0, ge=0)
+
+
+class Pad(_Frozen):
+    """Pads symmetrically so that every axis is a multiple of the given number of voxels."""
+
+    local: ClassVar[bool] = False
+    step: Literal["pad"] = "pad"
+    multiple: tuple[int, int, int]
+    value: float = 0.0
+
+
+class Resample(_Frozen):
+    """Resamples to a spacing in mm, in the order of the recipe's orientation codes.
+
+    ``antialias`` smooths before downsampling: Gaussian with sigma = 0.5·(new/old − 1)/... see
+    `wetread.geometry.resample.antialias_sigma`.
+    """
+
+    local: ClassVar[bool] = True
+    step: Literal["resample"] = "resample"
+    spacing_mm: tuple[float, float, float]
+    interpolation: Interpolation = "linear"
+    antialias: bool = False
+
+    @model_validator(mode="after")
+    def _positive(self) -> Resample:
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm must be positive, found {self.spacing_mm}")
+        return self
+
+
+Step = Annotated[
+    Clip | Scale | Normalise | MinMax | ZScore | Crop | Pad | Resample, Field(discriminator="step")
+]
