@@ -28,10 +28,11 @@ class Finding:
         short_axis_mm: largest diameter perpendicular to it in the same slice.
         diameter_3d_mm: largest distance between any two voxels of the component, edge to edge.
         axis_points_lps_mm: end points of long axis, then of short axis (four points), LPS millimetres.
-        slice_range: first and last index along the grid's axis 0, inclusive.
+        slice_range: first and last index along the axis that counts slices, inclusive: axis 0 of a grid of
+            source slices, else (NIfTI) the axis nearest to superior/inferior.
         slice_uids: SOP Instance UIDs of those two slices, empty strings where there are none.
         mean, sd: intensity statistics inside the component (HU for CT).
-        max_probability, mean_probability: of the network, 0 to 1.
+        max_probability, mean_probability: of the network, 0 to 1; NaN where it gives none.
         voxels: number of voxels on the source grid.
         bounding_box: first and last index along each axis of the grid, inclusive.
     """
@@ -56,13 +57,19 @@ class Finding:
     bounding_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain data."""
-        return asdict(self)
+        """All fields as plain data; numbers that are not known (NaN) become None."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
 class LabelInfo:
-    """What a value of the mask means: index, name, colour (sRGB) and codes (value, scheme, meaning)."""
+    """What a value of the mask means: index, name, colour (sRGB) and codes (value, scheme, meaning).
+
+    ``lesion`` tells whether its connected components are findings; an organ's are not.
+    """
 
     index: int
     name: str
@@ -70,6 +77,7 @@ class LabelInfo:
     category: tuple[str, str, str]
     type: tuple[str, str, str]
     anatomy: tuple[str, str, str] | None = None
+    lesion: bool = True
 
 
 @dataclass(frozen=True)
