@@ -1,1 +1,18 @@
-"""Engines: backends that run a package's network on a device, behind one small protocol."""
+"""Engines: networks made ready for a device, behind one seam."""
+
+from wetread.engines.base import Array, Context, Engine, EngineInfo, TensorInfo, Ticket
+from wetread.engines.registry import BACKENDS, Backend, available, make_engine, resolve
+
+__all__ = [
+    "BACKENDS",
+    "Array",
+    "Backend",
+    "Context",
+    "Engine",
+    "EngineInfo",
+    "TensorInfo",
+    "Ticket",
+    "available",
+    "make_engine",
+    "resolve",
+]

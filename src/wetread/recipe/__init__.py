@@ -11,6 +11,7 @@ from wetread.recipe.model import (
     Tiling,
     load_recipe,
 )
+from wetread.recipe.schema import recipe_schema, write_recipe_schema
 from wetread.recipe.steps import Clip, Crop, MinMax, Normalise, Pad, Resample, Scale, Step, ZScore
 
 __all__ = [
@@ -32,4 +33,6 @@ __all__ = [
     "Tiling",
     "ZScore",
     "load_recipe",
+    "recipe_schema",
+    "write_recipe_schema",
 ]

@@ -1,0 +1,23 @@
+"""Packages: the deployable directory of a network, its recipe, its gate and its manifest."""
+
+from wetread.package.gate import Gate, GateRecord, GateVerdict
+from wetread.package.manifest import Manifest, ModelEntry, Precision, SourceEntry, TensorEntry, file_sha256
+from wetread.package.package import Package, bytes_sha256, embedded_names
+from wetread.package.write import NetworkFile, write_package
+
+__all__ = [
+    "Gate",
+    "GateRecord",
+    "GateVerdict",
+    "Manifest",
+    "ModelEntry",
+    "NetworkFile",
+    "Package",
+    "Precision",
+    "SourceEntry",
+    "TensorEntry",
+    "bytes_sha256",
+    "embedded_names",
+    "file_sha256",
+    "write_package",
+]
