@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wetread.errors import Notice
-from wetread.inference.windows import Window
+from wetread.errors import GeometryError, Notice, RecipeError
+from wetread.geometry import cpu_count
+from wetread.inference.blend import Blender
+from wetread.inference.intake import Intake, LatticeIntake, Span, WholeIntake
+from wetread.inference.labels import Decision, LabelWriter
+from wetread.inference.places import PlaceMap
+from wetread.inference.windows import Window, WindowPlan, plan_windows
 from wetread.recipe import Recipe
 from wetread.volume import Grid
 
@@ -25,7 +30,7 @@ class Outcome:
         grid: the source grid of the reference channel.
         prepared: the grid on which the network ran.
         windows_run, windows_skipped: counts.
-        peak_blend_bytes: most memory that open sums and held outputs took at once.
+        peak_blend_bytes: most memory that open sums, held outputs and kept planes took at once.
         notices: what was assumed.
         complete: False for a provisional result.
     """
@@ -42,18 +47,24 @@ class Outcome:
 
 
 class Sweep:
-    """One volume on its way through windows to labels.
+    """One volume on its way through windows to labels; used by one thread at a time.
 
     Args:
         recipe: how the network is used.
         grids: source grid of each of the recipe's channels, or one grid for all.
         output_channels: channels of the network's output.
-        modality: DICOM modality; the place ``body`` or ``lungs`` needs ``CT``.
+        modality: DICOM modality of the reference channel; the place ``body`` or ``lungs`` needs ``CT``.
         threads: threads for resampling, by default the number of usable cores.
 
     Raises:
         RecipeError: the network returns too few channels for the labels; grids do not fit the channels.
         GeometryError: the grids lie in different frames of reference.
+
+    Attributes:
+        window_shape: spatial shape of a window's input, None while unknown (a recipe that crops).
+        window_total: number of windows, None while unknown.
+        windows_run: windows accepted so far.
+        windows_skipped: windows skipped so far.
     """
 
     def __init__(
@@ -64,34 +75,198 @@ class Sweep:
         modality: str = "",
         threads: int | None = None,
     ) -> None:
-        raise NotImplementedError
+        grids = [grids] * len(recipe.channels) if isinstance(grids, Grid) else list(grids)
+        _check(recipe, grids, output_channels)
+        self._recipe = recipe
+        self._source = grids[recipe.reference_channel]
+        self._output_channels = output_channels
+        self._notices: list[Notice] = []
+        self._placed = recipe.place.kind != "all"
+        if self._placed and modality != "CT":
+            text = f"the place {recipe.place.kind!r} needs CT, found {modality or 'no modality'}: all is read"
+            self._notices.append(Notice("PLACE_IGNORED", text))
+            self._placed = False
+        outside = -1000.0 if modality == "CT" else 0.0
+        make = LatticeIntake if recipe.tiling.kind == "lattice" else WholeIntake
+        self._intake: Intake = make(recipe, grids, outside, threads or cpu_count())
+        self._plan: WindowPlan | None = None
+        self._place: PlaceMap | None = None
+        self._early: list[tuple[int, NDArray[Any]]] = []
+        self._waiting: list[Window] = []
+        self._out: dict[int, Window] = {}
+        self.windows_run = 0
+        self.windows_skipped = 0
+        self._peak_bytes = 0
+        self._plan_ahead()
 
-    window_shape: tuple[int, int, int] | None
-    window_total: int | None
-    windows_run: int
-    windows_skipped: int
+    @property
+    def window_shape(self) -> tuple[int, int, int] | None:
+        """Spatial shape of a window's input."""
+        if self._plan is not None:
+            return self._plan.shape
+        return self._recipe.tiling.window
+
+    @property
+    def window_total(self) -> int | None:
+        """Number of windows, those that will be skipped included."""
+        return None if self._plan is None else len(self._plan)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the sweep follows."""
+        return self._recipe
+
+    @property
+    def output_channels(self) -> int:
+        """Channels that `accept` expects."""
+        return self._output_channels
 
     def add(self, first: int, voxels: NDArray[Any], channel: int = 0) -> None:
-        """Takes slices ``first …`` of a channel, shape (k, rows, columns), in any order, each once."""
-        raise NotImplementedError
+        """Takes slices of a channel, in any order, each once; prepares what they complete.
+
+        Args:
+            first: index of the first of them along axis 0 of the channel's source grid.
+            voxels: (k, rows, columns), any real type, HU for CT. The sweep keeps references until the
+                slices are prepared; leave them unchanged.
+            channel: number of the recipe's channel.
+
+        Raises:
+            RecipeError: no such channel, a wrong shape, a slice outside the grid or given twice.
+        """
+        if not 0 <= channel < len(self._intake.channels):
+            raise RecipeError(f"channel {channel} of {len(self._intake.channels)}")
+        self._intake.channels[channel].add(first, voxels)
+        if self._placed and channel == self._recipe.reference_channel:
+            self._early.append((first, voxels))
+        self._intake.advance()
+        self._plan_ahead()
+        if self._place is not None:
+            for start, planes in self._early:
+                for offset, plane in enumerate(planes):
+                    self._place.add(start + offset, plane)
+            self._early.clear()
+
+    def _plan_ahead(self) -> None:
+        grid = self._intake.grid
+        if grid is None or self._plan is not None:
+            return
+        self._plan = plan_windows(self._recipe, grid)
+        self._waiting = list(self._plan)
+        if self._placed:
+            self._place = PlaceMap(self._recipe, self._source, grid, self._plan)
+        decision = Decision(self._recipe, self._output_channels)
+        self._writer = LabelWriter(decision, grid, self._source, self._place)
+        self._blender = Blender(self._plan, self._output_channels, self._writer.take)
 
     def ready(self) -> list[Window]:
-        """Windows that can run now and were not handed out yet, in canonical order."""
-        raise NotImplementedError
+        """Windows that can run now and were not handed out yet, in canonical order.
+
+        Windows outside the place are skipped here and never appear.
+        """
+        if self._plan is None or self._intake.array is None:
+            return []
+        ready, still = [], []
+        for window in self._waiting:
+            decided = self._place is None or self._place.decided(window)
+            if not decided or not self._intake.prepared(self._box(window)):
+                still.append(window)
+            elif self._place is not None and not self._place.near(window):
+                self.windows_skipped += 1
+                self._blender.skip(window)
+            else:
+                ready.append(window)
+                self._out[window.ordinal] = window
+        self._waiting = still
+        return ready
 
     def fill(self, window: Window, out: NDArray[np.float32]) -> None:
-        """Writes the window's input into ``out``, shape (channels, *window_shape)."""
-        raise NotImplementedError
+        """Writes the window's input, padded with the recipe's value outside the prepared grid.
+
+        Args:
+            window: one that `ready` handed out.
+            out: float32 (channels, *window_shape), written in whole.
+        """
+        assert self._plan is not None and self._intake.array is not None
+        box = self._box(window)
+        inner = [slice(a - s, b - s) for (a, b), s in zip(box, window.start, strict=True)]
+        if any(b - a < n for (a, b), n in zip(box, self._plan.shape, strict=True)):
+            out[...] = self._recipe.tiling.pad_value
+        out[(slice(None), *inner)] = self._intake.array[(slice(None), *(slice(*span) for span in box))]
 
     def accept(self, window: Window, output: NDArray[np.float32]) -> None:
-        """Takes the window's output, shape (output_channels, *window_shape), before activation."""
-        raise NotImplementedError
+        """Takes a window's output before activation, each window once, in any order.
+
+        Args:
+            window: one that `ready` handed out.
+            output: (output_channels, *window_shape); may be reused by the caller afterwards.
+
+        Raises:
+            RecipeError: a wrong shape, or a window that is not being waited for.
+        """
+        if self._plan is None or output.shape != (self._output_channels, *self._plan.shape):
+            raise RecipeError(f"an output of shape {output.shape} for windows of {self.window_shape}")
+        if self._out.pop(window.ordinal, None) is None:
+            raise RecipeError(f"window {window.index} is not waited for")
+        self.windows_run += 1
+        self._blender.accept(window, output)
+        self._peak_bytes = max(self._peak_bytes, self._blender.peak_bytes + self._writer.kept_bytes)
 
     @property
     def finished(self) -> bool:
         """True once all slices are in and every window is accepted or skipped."""
-        raise NotImplementedError
+        return self._plan is not None and not self._waiting and not self._out
 
     def result(self, provisional: bool = False) -> Outcome:
-        """The labels on the source grid; before the end only where ``provisional`` is asked for."""
-        raise NotImplementedError
+        """The labels on the source grid.
+
+        Args:
+            provisional: also before the end, with the labels of the blocks that are finished; the arrays
+                are then copies.
+
+        Raises:
+            RecipeError: windows are missing and no provisional result was asked for.
+        """
+        if not (self.finished or provisional):
+            missing = len(self._waiting) + len(self._out)
+            raise RecipeError(f"{missing} windows are missing", todo="add all slices and run all windows")
+        grid = self._intake.grid
+        if grid is None or self._plan is None:
+            raise RecipeError("nothing is known yet: the recipe crops, and slices are missing")
+        notices = list(self._notices)
+        if self.finished and self._place is not None and self.windows_run == 0:
+            kind = self._recipe.place.kind
+            notices.append(Notice("PLACE_EMPTY", f"no {kind} found in the image: the network did not run"))
+        mask, probability = self._writer.mask, self._writer.probability
+        return Outcome(
+            mask if self.finished else mask.copy(),
+            probability if self.finished else probability.copy(),
+            self._source,
+            grid,
+            self.windows_run,
+            self.windows_skipped,
+            self._peak_bytes,
+            tuple(notices),
+            self.finished,
+        )
+
+    def _box(self, window: Window) -> tuple[Span, Span, Span]:
+        assert self._plan is not None
+        a, b, c = (axis.span(n) for axis, n in zip(self._plan.axes, window.index, strict=True))
+        return a, b, c
+
+
+def _check(recipe: Recipe, grids: Sequence[Grid], output_channels: int) -> None:
+    if len(grids) != len(recipe.channels):
+        raise RecipeError(f"{len(grids)} grids for the recipe's {len(recipe.channels)} channels")
+    if output_channels < recipe.output_channels:
+        raise RecipeError(
+            f"the network returns {output_channels} channels, the labels need {recipe.output_channels}",
+            where=recipe.name,
+        )
+    places = {grid.frame_of_reference for grid in grids if grid.frame_of_reference}
+    if len(places) > 1:
+        raise GeometryError(
+            f"the channels lie in {len(places)} frames of reference: {', '.join(sorted(places))}",
+            code="FRAME_OF_REFERENCE",
+            todo="register the series first",
+        )

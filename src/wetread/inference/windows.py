@@ -1,8 +1,23 @@
-"""Where the windows lie and how much each counts."""
+"""Where the windows lie and how much each counts.
+
+Windows form a product lattice: each is one start along every axis. So do the weights: along each axis the
+one-dimensional weights of all windows that cover an index are divided by their sum, and a window's weight
+at a voxel is the product over the axes. The weights of all windows that cover a voxel then sum to 1 (a
+partition of unity), and blending needs no division at the end.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wetread.geometry import lattice_index
+from wetread.recipe import Recipe, Tiling
+from wetread.volume import Grid
 
 
 @dataclass(frozen=True)
@@ -18,3 +33,142 @@ class Window:
     ordinal: int
     index: tuple[int, int, int]
     start: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class AxisWindows:
+    """The windows along one axis.
+
+    Attributes:
+        starts: first index of each window on the prepared grid, rising.
+        size: voxels of a window.
+        count: voxels of the prepared grid.
+        weights: (windows, size) float32; sums to 1 over the windows at every index of the grid, 0 outside.
+    """
+
+    starts: tuple[int, ...]
+    size: int
+    count: int
+    weights: NDArray[np.float32]
+
+    def span(self, number: int) -> tuple[int, int]:
+        """First and one-past-last index of the grid that a window covers."""
+        start = self.starts[number]
+        return max(0, start), min(self.count, start + self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """All windows of a prepared grid."""
+
+    axes: tuple[AxisWindows, AxisWindows, AxisWindows]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of a window along each axis."""
+        a, b, c = (axis.size for axis in self.axes)
+        return a, b, c
+
+    @property
+    def rows(self) -> int:
+        """Number of windows along axis 0."""
+        return len(self.axes[0].starts)
+
+    @property
+    def per_row(self) -> int:
+        """Number of windows with the same start along axis 0."""
+        return len(self.axes[1].starts) * len(self.axes[2].starts)
+
+    def __len__(self) -> int:
+        return self.rows * self.per_row
+
+    def __iter__(self) -> Iterator[Window]:
+        numbers = (range(len(axis.starts)) for axis in self.axes)
+        for ordinal, (a, b, c) in enumerate(itertools.product(*numbers)):
+            start = (self.axes[0].starts[a], self.axes[1].starts[b], self.axes[2].starts[c])
+            yield Window(ordinal, (a, b, c), start)
+
+
+def plan_windows(recipe: Recipe, grid: Grid) -> WindowPlan:
+    """Windows of a prepared grid, as the recipe's tiling says."""
+    tiling = recipe.tiling
+    if tiling.kind == "whole":
+        sizes = tuple(-(-n // m) * m for n, m in zip(grid.shape, tiling.multiple, strict=True))
+        starts: list[list[int]] = [[0], [0], [0]]
+    else:
+        assert tiling.window is not None and tiling.stride is not None
+        sizes = tiling.window
+        if tiling.kind == "lattice":
+            first = np.round(lattice_index(grid)).astype(int)
+            starts = [
+                lattice_starts(int(f), n, w, s)
+                for f, n, w, s in zip(first, grid.shape, sizes, tiling.stride, strict=True)
+            ]
+        else:
+            rule = even_starts if tiling.last == "even" else clamped_starts
+            starts = [rule(n, w, s) for n, w, s in zip(grid.shape, sizes, tiling.stride, strict=True)]
+    a, b, c = (
+        AxisWindows(tuple(begin), size, count, axis_weights(begin, size, count, tiling))
+        for begin, size, count in zip(starts, sizes, grid.shape, strict=True)
+    )
+    return WindowPlan((a, b, c))
+
+
+def lattice_starts(first: int, count: int, window: int, stride: int) -> list[int]:
+    """Starts relative to the grid of windows at whole multiples of the stride.
+
+    A window that holds no index of the grid but those that a neighbour covers too is left out.
+
+    Args:
+        first: lattice coordinate of the grid's index 0.
+        count: voxels of the grid.
+        window: voxels of a window.
+        stride: voxels between windows.
+    """
+    lowest = first // stride
+    highest = max(lowest, -(-(first + count - window) // stride))
+    return [number * stride - first for number in range(lowest, highest + 1)]
+
+
+def even_starts(count: int, window: int, stride: int) -> list[int]:
+    """nnU-Net's starts: as few steps of at most the stride as cover the axis, evenly spread and rounded.
+
+    A grid smaller than the window is centred in it (the odd voxel goes to the end).
+    """
+    if count <= window:
+        return [-((window - count) // 2)]
+    steps = -(-(count - window) // stride)
+    return [int(np.round(number * (count - window) / steps)) for number in range(steps + 1)]
+
+
+def clamped_starts(count: int, window: int, stride: int) -> list[int]:
+    """MONAI's starts: multiples of the stride, the last window moved back inside.
+
+    A grid smaller than the window is centred in it (the odd voxel goes to the end).
+    """
+    if count <= window:
+        return [-((window - count) // 2)]
+    steps = -(-(count - window) // stride)
+    return [min(number * stride, count - window) for number in range(steps + 1)]
+
+
+def axis_weights(starts: list[int], window: int, count: int, tiling: Tiling) -> NDArray[np.float32]:
+    """Weights along one axis, (windows, window), normalised over the windows at each index of the grid.
+
+    ``gaussian``: exp(−(i − (w−1)/2)² / (2 (sigma·w)²)), as in MONAI's importance map; ``constant``: 1.
+    """
+    place = np.arange(window) - (window - 1) / 2
+    shape = np.ones(window)
+    if tiling.kind != "whole" and tiling.blending == "gaussian":
+        exponent = -(place**2) / (2 * (tiling.sigma * window) ** 2)
+        shape = np.exp(np.maximum(exponent, -80.0))
+    weights = np.zeros((len(starts), window))
+    total = np.zeros(count)
+    for number, start in enumerate(starts):
+        lower, upper = max(0, start), min(count, start + window)
+        weights[number, lower - start : upper - start] = shape[lower - start : upper - start]
+        total[lower:upper] += weights[number, lower - start : upper - start]
+    for number, start in enumerate(starts):
+        lower, upper = max(0, start), min(count, start + window)
+        weights[number, lower - start : upper - start] /= total[lower:upper]
+    return weights.astype(np.float32)

@@ -106,8 +106,10 @@ class Pad(_Frozen):
 class Resample(_Frozen):
     """Resamples to a spacing in mm, in the order of the recipe's orientation codes.
 
-    ``antialias`` smooths before downsampling: Gaussian with sigma = 0.5·(new/old − 1)/... see
-    `wetread.geometry.resample.antialias_sigma`.
+    ``antialias`` smooths before downsampling: Gaussian with sigma = (new/old − 1)/2 source voxels, see
+    `wetread.geometry.antialias_sigma`. ``alignment`` says, where the grid follows the volume's extent
+    (tilings ``fitted`` and ``whole``), whether the outer voxel edges coincide (``edges``, as in nnU-Net) or
+    the first voxel centres (``first``, as in MONAI's Spacing).
     """
 
     local: ClassVar[bool] = True
@@ -115,6 +117,7 @@ class Resample(_Frozen):
     spacing_mm: tuple[float, float, float]
     interpolation: Interpolation = "linear"
     antialias: bool = False
+    alignment: Literal["edges", "first"] = "edges"
 
     @model_validator(mode="after")
     def _positive(self) -> Resample:

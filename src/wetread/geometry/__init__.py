@@ -1,0 +1,24 @@
+"""Geometry: orientation, grids made from grids, resampling, and what a device can do to volumes."""
+
+from wetread.geometry.axes import AxisMap, Interpolation, antialias_sigma, axis_maps
+from wetread.geometry.grids import corners_mm, fitted_grid, lattice_grid, lattice_index, shifted_grid
+from wetread.geometry.orient import Orientation, orient
+from wetread.geometry.resample import Intensity, Resampler, cpu_count, resample
+
+__all__ = [
+    "AxisMap",
+    "Intensity",
+    "Interpolation",
+    "Orientation",
+    "Resampler",
+    "antialias_sigma",
+    "axis_maps",
+    "corners_mm",
+    "cpu_count",
+    "fitted_grid",
+    "lattice_grid",
+    "lattice_index",
+    "orient",
+    "resample",
+    "shifted_grid",
+]

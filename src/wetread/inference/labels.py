@@ -1,0 +1,240 @@
+"""From blended outputs to labels on the source grid, block by block.
+
+Per source plane: outputs of the two prepared planes around it are activated, probabilities interpolated
+linearly (along axis 0, then within the plane), and the label read off. Only the part of a plane that can
+hold a label is computed: linear interpolation lies between its corners, so that where background wins (or
+every label stays below its threshold) at all of a cell's corners, it does so inside the cell as well.
+
+Rules: ``softmax`` with one label gives it where the sum over its channels reaches its threshold; with
+several labels the channel with the largest probability wins (ties: the lowest). ``sigmoid`` gives each
+label where the sum over its channels reaches its threshold, later labels over earlier ones. ``none`` takes
+outputs as probabilities: as sigmoid where a label uses channel 0 or there is one label, else as softmax.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wetread.geometry import Resampler
+from wetread.inference.places import PlaceMap
+from wetread.recipe import Recipe
+from wetread.volume import Grid
+
+Float32 = NDArray[np.float32]
+_SLACK = 1e-3  # in logits or probability: what may become a label is found with room for rounding
+
+
+class Decision:
+    """How a recipe turns output channels into label probabilities and labels.
+
+    Args:
+        recipe: gives activation and labels.
+        channels: channels of the network's output.
+    """
+
+    def __init__(self, recipe: Recipe, channels: int) -> None:
+        self.labels = recipe.labels
+        self.activation = recipe.activation
+        several = len(recipe.labels) > 1
+        uses_first = any(0 in label.channels for label in recipe.labels)
+        self.argmax = several and (
+            recipe.activation == "softmax" or (recipe.activation == "none" and not uses_first)
+        )
+        self.index_of = np.zeros(channels, np.uint8)
+        for label in recipe.labels:
+            self.index_of[list(label.channels)] = label.index
+        self._background = 0 if self.index_of[0] == 0 else None
+
+    def hot(self, outputs: Float32) -> NDArray[np.bool_]:
+        """Where a label may be, on outputs (channels, rows, columns); never misses one."""
+        if self.argmax:
+            if self._background is None:
+                return np.ones(outputs.shape[1:], bool)
+            others = np.delete(np.arange(len(outputs)), self._background)
+            return np.asarray(outputs[others].max(axis=0) >= outputs[self._background])
+        if self.activation == "sigmoid" and all(len(label.channels) == 1 for label in self.labels):
+            found = np.zeros(outputs.shape[1:], bool)
+            for label in self.labels:
+                found |= outputs[label.channels[0]] >= _logit(label.threshold) - _SLACK
+            return found
+        if self.activation == "softmax" and len(outputs) == 2 and len(self.labels[0].channels) == 1:
+            channel = self.labels[0].channels[0]
+            return np.asarray(
+                outputs[channel] - outputs[1 - channel] >= _logit(self.labels[0].threshold) - _SLACK
+            )
+        values = self.values(outputs)
+        found = np.zeros(outputs.shape[1:], bool)
+        for value, label in zip(values, self.labels, strict=True):
+            found |= value >= label.threshold - _SLACK
+        return found
+
+    def values(self, outputs: Float32) -> Float32:
+        """What is interpolated: probabilities of all channels (argmax) or of each label, channels first."""
+        if self.activation == "softmax":
+            active = np.exp(outputs - outputs.max(axis=0))
+            active /= active.sum(axis=0)
+        elif self.activation == "sigmoid":
+            active = np.reciprocal(1.0 + np.exp(-np.clip(outputs, -80, 80)))
+        else:
+            active = outputs
+        if self.argmax:
+            return np.array(active, np.float32)
+        sums = [active[list(label.channels)].sum(axis=0) for label in self.labels]
+        return np.array(sums, np.float32)
+
+    def clear(self, values: Float32, inside: NDArray[np.bool_]) -> None:
+        """Sets values outside a place to background, in place."""
+        values[:, ~inside] = 0.0
+        if self.argmax and self._background is not None:
+            values[self._background, ~inside] = 1.0
+
+    def read(self, values: Float32) -> tuple[NDArray[np.uint8], Float32]:
+        """Labels and their probabilities of interpolated values (n, rows, columns)."""
+        probability = np.zeros(values.shape[1:], np.float32)
+        if self.argmax:
+            mask = self.index_of[values.argmax(axis=0)]
+            for label in self.labels:
+                here = mask == label.index
+                probability[here] = values[list(label.channels)].sum(axis=0)[here]
+            return mask, probability
+        mask = np.zeros(values.shape[1:], np.uint8)
+        for value, label in zip(values, self.labels, strict=True):
+            here = value >= label.threshold
+            mask[here] = label.index
+            probability[here] = value[here]
+        return mask, probability
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+Box = tuple[int, int, int, int]
+
+
+class LabelWriter:
+    """Puts finished blocks back on the source grid.
+
+    Args:
+        decision: how labels are read off.
+        prepared: grid of the blocks.
+        source: grid of the mask.
+        place: voxels outside it become background; None for everywhere.
+
+    Attributes:
+        mask: uint8, source shape.
+        probability: float16, source shape: probability of the voxel's label, 0 where there is none.
+        kept_bytes: outputs kept for source planes that lie between two blocks.
+    """
+
+    def __init__(self, decision: Decision, prepared: Grid, source: Grid, place: PlaceMap | None) -> None:
+        self.mask = np.zeros(source.shape, np.uint8)
+        self.probability = np.zeros(source.shape, np.float16)
+        self.kept_bytes = 0
+        self._decision = decision
+        self._place = place
+        self._plan = Resampler(prepared, source, "linear", fill=0.0)
+        self._lower, self._upper = self._plan.support()
+        self._waiting = np.ones(len(self._lower), bool)
+        self._waiting[self._plan.outside[0]] = False
+        self._known = np.zeros(prepared.shape[0], bool)
+        self._planes: dict[int, Float32] = {}
+        self._boxes: dict[int, Box] = {}
+
+    def take(self, first: int, last: int, outputs: Float32 | None) -> None:
+        """Takes blended planes ``first ≤ z < last``, (channels, planes, rows, columns); None: no label."""
+        self._known[first:last] = True
+        if outputs is not None:
+            for z in range(first, last):
+                plane = outputs[:, z - first]
+                hot = self._decision.hot(plane)
+                if self._place is not None:
+                    hot &= self._place.inside(z)
+                box = _bounds(hot)
+                self._planes[z] = plane
+                if box is not None:
+                    self._boxes[z] = box
+        done = self._waiting & self._known[self._lower] & self._known[self._upper]
+        for target in np.flatnonzero(done):
+            self._write(int(target))
+        self._waiting &= ~done
+        needed = set(self._lower[self._waiting]) | set(self._upper[self._waiting])
+        self._planes = {
+            z: plane if plane.base is None else plane.copy()
+            for z, plane in self._planes.items()
+            if z in needed
+        }
+        self._boxes = {z: box for z, box in self._boxes.items() if z in needed}
+        self.kept_bytes = sum(plane.nbytes for plane in self._planes.values())
+
+    def _write(self, target: int) -> None:
+        lower, upper = int(self._lower[target]), int(self._upper[target])
+        boxes = [self._boxes[z] for z in {lower, upper} if z in self._boxes]
+        if not boxes:
+            return
+        hot = (slice(min(b[0] for b in boxes), max(b[1] for b in boxes)),
+               slice(min(b[2] for b in boxes), max(b[3] for b in boxes)))  # fmt: skip
+        parts = []
+        for axis in (1, 2):
+            place = np.clip(self._plan.maps[axis].coordinates, 0, self._plan.maps[axis].source_count - 1)
+            part = hot[axis - 1]
+            reached = np.flatnonzero((place > part.start - 1) & (place < part.stop))
+            if not len(reached):
+                return
+            first, last = int(reached[0]), int(reached[-1])
+            band = self._plan.bands[axis - 1]
+            parts.append(
+                (None, slice(first, last + 1), slice(first, last + 1))
+                if band is None
+                else band.part(first, last)
+            )
+        (rows, to_rows, from_rows), (columns, to_columns, from_columns) = parts
+        values = self._values(lower, from_rows, from_columns)
+        weight = self._plan.weight[target]
+        if upper != lower:
+            values *= np.float32(1) - weight
+            values += weight * self._values(upper, from_rows, from_columns)
+        if rows is not None:
+            half = np.empty((len(values), rows.target_count, values.shape[2]), np.float32)
+            for value, result in zip(values, half, strict=True):
+                rows.rows(value, result)
+            values = half
+        if columns is not None:
+            flat = np.empty((len(values), values.shape[1], columns.target_count), np.float32)
+            for value, result in zip(values, flat, strict=True):
+                columns.columns(value, result)
+            values = flat
+        mask, probability = self._decision.read(values)
+        for axis, part in ((0, to_rows), (1, to_columns)):
+            outside = self._plan.outside[axis + 1]
+            beyond = outside[(outside >= part.start) & (outside < part.stop)] - part.start
+            np.moveaxis(mask, axis, 0)[beyond] = 0
+            np.moveaxis(probability, axis, 0)[beyond] = 0
+        order = self._plan.order
+        self.mask.transpose(order)[target, to_rows, to_columns] = mask
+        self.probability.transpose(order)[target, to_rows, to_columns] = probability
+
+    def _values(self, z: int, rows: slice, columns: slice) -> Float32:
+        plane = self._planes.get(z)
+        if plane is None:
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            count = len(self._decision.index_of) if self._decision.argmax else len(self._decision.labels)
+            values = np.zeros((count, *shape), np.float32)
+            self._decision.clear(values, np.zeros(shape, bool))
+            return values
+        values = self._decision.values(plane[:, rows, columns])
+        if self._place is not None:
+            self._decision.clear(values, self._place.inside(z)[rows, columns])
+        return values
+
+
+def _bounds(hot: NDArray[np.bool_]) -> Box | None:
+    """First and one-past-last row and column that hold True; None where there is none."""
+    rows = np.flatnonzero(hot.any(axis=1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(hot.any(axis=0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
