@@ -112,6 +112,7 @@ class Reading:
         notices: what was repaired or assumed.
         timings_s: seconds for each stage.
         status: ``final`` or ``provisional``.
+        origin: what the writers need of the source (image, DICOM headers); set by `wetread.read`, not written out.
     """
 
     mask: NDArray[np.uint8]
@@ -126,6 +127,7 @@ class Reading:
     series_instance_uid: str = ""
     modality: str = ""
     status: str = "final"
+    origin: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The reading without its arrays: what ``reading.json`` holds."""

@@ -1,0 +1,69 @@
+# wetread: the commands that the README and CI use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: help demo test test-all lint types layers venv venv-all bench clean
+
+help:
+	@echo "make demo      synthesise a chest CT, read it, show the findings"
+	@echo "make test      lint, types, layers and the tests that need no torch"
+	@echo "make test-all  also the tests against torch, MONAI, SimpleITK and the DICOM validators"
+	@echo "make bench     the benchmarks of docs/benchmarks (minutes; needs the case lidc-idri-0314)"
+
+# ---- environments -----------------------------------------------------------------------------------------
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "wetread needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "cannot make a virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml
+	@echo "installing wetread into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+# torch comes first: whatever depends on it would otherwise pull a build for GPUs
+$(VENV)/.all: $(VENV)/.dev
+	@echo "installing torch and the peers ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
+	@touch $@
+
+venv: $(VENV)/.dev
+venv-all: $(VENV)/.all
+
+# ---- what people run --------------------------------------------------------------------------------------
+demo: $(VENV)/.run
+	@$(BIN)/python examples/demo.py --out demo-out
+
+test: $(VENV)/.dev lint types layers
+	$(BIN)/python -m pytest -m "not peer" -n $(JOBS) -q
+
+test-all: $(VENV)/.all
+	$(BIN)/python -m pytest -m peer -n $(JOBS) -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.all
+	$(BIN)/python benchmarks/load_series.py --out docs/benchmarks
+	$(BIN)/python benchmarks/resample.py --out docs/benchmarks
+	$(BIN)/python benchmarks/read_case.py --out docs/benchmarks
+
+clean:
+	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,22 @@
+"""Reading: the flow from a study to its outputs.
+
+``read`` opens a study, chooses series, loads them, runs a `Case` to its end; ``save`` writes the outputs.
+"""
+
+from wetread.reading.case import Case, CaseInfo
+from wetread.reading.describe import describe
+from wetread.reading.flow import ReadOptions, read
+from wetread.reading.output import OutputFolder, default_out
+from wetread.reading.save import SaveOptions, save
+
+__all__ = [
+    "Case",
+    "CaseInfo",
+    "OutputFolder",
+    "ReadOptions",
+    "SaveOptions",
+    "default_out",
+    "describe",
+    "read",
+    "save",
+]
