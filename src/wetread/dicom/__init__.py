@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from wetread.dicom.study import Study, gather, open_study
     from wetread.dicom.synthetic import write_ct_series
 
-__all__ = ["ArchiveLimits", "Instance", "Series", "SliceHeader", "Source", "SourceSlice", "Study", "decode_slice",
-           "gather", "open_study", "read_header", "write_ct_series"]
+__all__ = [
+    "ArchiveLimits",
+    "Instance",
+    "Series",
+    "SliceHeader",
+    "Source",
+    "SourceSlice",
+    "Study",
+    "decode_slice",
+    "gather",
+    "open_study",
+    "read_header",
+    "write_ct_series",
+]
 
 _HOMES = {
     "ArchiveLimits": "archive",

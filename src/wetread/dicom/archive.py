@@ -1,8 +1,8 @@
 """Archives: a zip of a study, unpacked where nothing in it can do harm.
 
 Entries are written under names of our own (``000001``, …), so no path of the archive ever reaches the file
-system; an archive that tries to climb out is refused all the same, because its maker meant harm. Limits hold for
-what is really unpacked, not for what the archive says of itself.
+system; an archive that tries to climb out is refused all the same, because its maker meant harm. Limits hold
+for what is really unpacked, not for what the archive says of itself.
 """
 
 from __future__ import annotations
@@ -21,8 +21,18 @@ from wetread.errors import ArchiveError
 
 _CHUNK = 1 << 20
 _ENCRYPTED = 0x1
-_READ_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
-                ValueError, OverflowError, IndexError, UnicodeError)
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    IndexError,
+    UnicodeError,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class ArchiveLimits:
     Attributes:
         entries: number of entries.
         total_bytes: bytes of all entries together, unpacked.
-        ratio: unpacked by packed bytes of one entry, counted where it unpacks to more than ``ratio_from_bytes``.
+        ratio: unpacked by packed bytes of one entry, counted where it unpacks to more than
+            ``ratio_from_bytes``.
         ratio_from_bytes: size from which the ratio counts; an empty slice packs well and is no attack.
     """
 
@@ -68,7 +79,9 @@ def _unpack(path: Path, folder: Path, limits: ArchiveLimits) -> list[Source]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if len(entries) > limits.entries:
-                raise _refused(path, f"{len(entries)} entries, expected at most {limits.entries}", "ARCHIVE_ENTRIES")
+                raise _refused(
+                    path, f"{len(entries)} entries, expected at most {limits.entries}", "ARCHIVE_ENTRIES"
+                )
             for entry in entries:
                 _check_entry(path, entry)
             left = limits.total_bytes
@@ -81,13 +94,17 @@ def _unpack(path: Path, folder: Path, limits: ArchiveLimits) -> list[Source]:
     except _READ_ERRORS as error:
         raise _refused(path, f"the archive is damaged: {str(error)[:120]}", "ARCHIVE_DAMAGED") from error
     except OSError as error:
-        raise _refused(path, f"the archive cannot be unpacked: {error.strerror or error}", "ARCHIVE_IO") from error
+        raise _refused(
+            path, f"the archive cannot be unpacked: {error.strerror or error}", "ARCHIVE_IO"
+        ) from error
     return sources
 
 
 def _refused(path: Path, what: str, code: str, entry: str = "") -> ArchiveError:
     where = f"{path.name}: {entry}" if entry else path.name
-    return ArchiveError(what, where=where, code=code, todo="unpack it with a tool you trust and check what it holds")
+    return ArchiveError(
+        what, where=where, code=code, todo="unpack it with a tool you trust and check what it holds"
+    )
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
@@ -105,7 +122,9 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
         raise _refused(path, "an entry is a link or a device", "ARCHIVE_LINK", name)
 
 
-def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limits: ArchiveLimits, left: int) -> int:
+def _copy(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limits: ArchiveLimits, left: int
+) -> int:
     """Unpacks one entry, counting; returns its size."""
     path = Path(archive.filename or "archive")
     most = max(limits.ratio * max(entry.compress_size, 1), limits.ratio_from_bytes)
@@ -114,10 +133,18 @@ def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limits
         while chunk := packed.read(_CHUNK):
             size += len(chunk)
             if size > left:
-                raise _refused(path, f"it unpacks to more than {limits.total_bytes} bytes", "ARCHIVE_TOO_LARGE",
-                               entry.filename)
+                raise _refused(
+                    path,
+                    f"it unpacks to more than {limits.total_bytes} bytes",
+                    "ARCHIVE_TOO_LARGE",
+                    entry.filename,
+                )
             if size > most:
-                raise _refused(path, f"an entry unpacks to more than {limits.ratio:g} times its size",
-                               "ARCHIVE_RATIO", entry.filename)
+                raise _refused(
+                    path,
+                    f"an entry unpacks to more than {limits.ratio:g} times its size",
+                    "ARCHIVE_RATIO",
+                    entry.filename,
+                )
             file.write(chunk)
     return size

@@ -1,7 +1,7 @@
 """Compressed transfer syntaxes: one frame in, stored values out.
 
-pydicom's decoders do the work, with the plugins that measured fastest: python-gdcm for JPEG, JPEG lossless and
-JPEG 2000, CharLS for JPEG-LS, pydicom itself for RLE. JPEG with 12 bits goes to GDCM directly, which
+pydicom's decoders do the work, with the plugins that measured fastest: python-gdcm for JPEG, JPEG lossless
+and JPEG 2000, CharLS for JPEG-LS, pydicom itself for RLE. JPEG with 12 bits goes to GDCM directly, which
 pydicom declines. None of them is under the GPL.
 """
 
@@ -9,22 +9,36 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 from wetread.dicom import tags
 from wetread.dicom.files import EXPLICIT_BE, require_pixels, whole_bytes
-from wetread.dicom.header import SliceHeader
+from wetread.dicom.header import SliceHeader, Source
 from wetread.errors import PixelError
 
-_DECODE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, EOFError,
-                  IndexError, OverflowError, MemoryError, LookupError, AssertionError, OSError, ArithmeticError)
+_DECODE_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    LookupError,
+    AssertionError,
+    OSError,
+    ArithmeticError,
+)
 
 
 @dataclass(frozen=True)
@@ -84,9 +98,12 @@ def codec_of(header: SliceHeader) -> Codec:
     codec = CODECS.get(syntax)
     if codec is None:
         known = ", ".join(sorted({entry.name for entry in CODECS.values()}))
-        raise PixelError(f"transfer syntax {syntax} is not supported, expected uncompressed or one of {known}",
-                         where=header.where("TransferSyntaxUID"), code="TRANSFER_SYNTAX",
-                         todo="export the series uncompressed")
+        raise PixelError(
+            f"transfer syntax {syntax} is not supported, expected uncompressed or one of {known}",
+            where=header.where("TransferSyntaxUID"),
+            code="TRANSFER_SYNTAX",
+            todo="export the series uncompressed",
+        )
     return codec
 
 
@@ -99,17 +116,41 @@ def decode_frame(header: SliceHeader) -> NDArray[Any]:
     codec = codec_of(header)
     require_pixels(header.instance)
     index = max(header.frame - 1, 0)
-    data = whole_bytes(header.instance.source)
     try:
         with tags.quiet():
-            dataset = dcmread(io.BytesIO(data), force=True)
+            dataset = _dataset(header)
             if codec.plugins:
                 return _by_pydicom(dataset, header.instance.transfer_syntax, index, codec)
             return _by_gdcm(dataset, header, index)
     except _DECODE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
-        raise PixelError(f"{codec.name} stream cannot be decoded: {reason}", where=header.where("PixelData"),
-                         code="PIXEL_DECODE", todo="copy or export the instance again") from error
+        raise PixelError(
+            f"{codec.name} stream cannot be decoded: {reason}",
+            where=header.where("PixelData"),
+            code="PIXEL_DECODE",
+            todo="copy or export the instance again",
+        ) from error
+
+
+class _Last(local):
+    """The last multi-frame instance of each thread, parsed."""
+
+    source: Source | None = None
+    dataset: Any = None
+
+
+_last = _Last()
+
+
+def _dataset(header: SliceHeader) -> Any:
+    """The whole instance, pixels included; kept for the thread's next frame of a multi-frame one."""
+    source = header.instance.source
+    if header.frame and _last.source is source:
+        return _last.dataset
+    dataset = dcmread(io.BytesIO(whole_bytes(source)), force=True)
+    if header.frame:
+        _last.source, _last.dataset = source, dataset
+    return dataset
 
 
 def _by_pydicom(dataset: Any, syntax: str, index: int, codec: Codec) -> NDArray[Any]:
@@ -141,9 +182,12 @@ def _by_gdcm(dataset: Any, header: SliceHeader, index: int) -> NDArray[Any]:
         image.SetNumberOfDimensions(2)
         image.SetDimensions((columns, rows, 1))
         image.SetPixelFormat(pixel_format)
-        image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-        image.SetTransferSyntax(gdcm.TransferSyntax(
-            gdcm.TransferSyntax.GetTSType(header.instance.transfer_syntax)))
+        image.SetPhotometricInterpretation(
+            gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+        )
+        image.SetTransferSyntax(
+            gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(header.instance.transfer_syntax))
+        )
         fragment = gdcm.Fragment()
         fragment.SetByteStringValue(stream)
         fragments = gdcm.SequenceOfFragments.New()

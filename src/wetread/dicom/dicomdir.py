@@ -1,7 +1,7 @@
 """DICOMDIR: used for one thing only, to know which instances should be there (DICOM PS3.3 annex F).
 
-The files themselves are always found by looking, because names in a directory often differ in case or extension
-from those on disk.
+The files themselves are always found by looking, because names in a directory often differ in case or
+extension from those on disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def is_directory(instance: Instance) -> bool:
     """True for the header of a DICOMDIR."""
     meta = getattr(instance.dataset, "file_meta", None)
     stored = str(meta.get("MediaStorageSOPClassUID", "")) if meta is not None else ""
-    return stored == MEDIA_DIRECTORY or tags.tag_of("DirectoryRecordSequence") in tags.raw_elements(instance.dataset)
+    return stored == MEDIA_DIRECTORY or tags.tag_of("DirectoryRecordSequence") in tags.raw_elements(
+        instance.dataset
+    )
 
 
 def missing_instances(directory: Instance, present: Container[str]) -> list[tuple[str, str]]:

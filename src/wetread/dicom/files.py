@@ -12,6 +12,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from threading import local
 
 from pydicom import dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -31,9 +32,22 @@ _INFLATED_LIMIT = 2 << 30
 _PREAMBLE = 132
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _LONG_VR = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
-_PARSE_ERRORS = (InvalidDicomError, BytesLengthException, EOFError, ValueError, TypeError, KeyError, AttributeError,
-                 NotImplementedError, OverflowError, struct.error, LookupError, RecursionError, MemoryError,
-                 AssertionError)
+_PARSE_ERRORS = (
+    InvalidDicomError,
+    BytesLengthException,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    struct.error,
+    LookupError,
+    RecursionError,
+    MemoryError,
+    AssertionError,
+)
 
 
 class NotDicomError(FileFormatError):
@@ -65,14 +79,22 @@ def read_header(source: Source | Path | bytes) -> Instance:
     try:
         head, size = _head(source)
     except OSError as error:
-        raise FileFormatError(f"the file cannot be read: {error.strerror or error}", where=source.name,
-                              code="FILE_UNREADABLE", todo="check the file and its permissions") from error
+        raise FileFormatError(
+            f"the file cannot be read: {error.strerror or error}",
+            where=source.name,
+            code="FILE_UNREADABLE",
+            todo="check the file and its permissions",
+        ) from error
     if size == 0:
-        raise FileFormatError("the file is empty", where=source.name, code="FILE_EMPTY",
-                              todo="copy or export it again")
+        raise FileFormatError(
+            "the file is empty", where=source.name, code="FILE_EMPTY", todo="copy or export it again"
+        )
     if not _looks_like_dicom(head):
-        raise NotDicomError("the file is not DICOM: it has neither the DICM prefix nor a data set's first element",
-                            where=source.name, todo="remove it, or export it again")
+        raise NotDicomError(
+            "the file is not DICOM: it has neither the DICM prefix nor a data set's first element",
+            where=source.name,
+            todo="remove it, or export it again",
+        )
     with tags.quiet():
         if DEFLATED_LE.encode() in head[:2048]:
             whole = whole_bytes(source)
@@ -105,27 +127,63 @@ def whole_bytes(source: Source) -> bytes:
     try:
         data = source.data if source.data is not None else (source.path or Path(source.name)).read_bytes()
     except OSError as error:
-        raise FileFormatError(f"the file cannot be read: {error.strerror or error}", where=source.name,
-                              code="FILE_UNREADABLE", todo="check the file and its permissions") from error
+        raise FileFormatError(
+            f"the file cannot be read: {error.strerror or error}",
+            where=source.name,
+            code="FILE_UNREADABLE",
+            todo="check the file and its permissions",
+        ) from error
     return _inflate(data, source.name) if DEFLATED_LE.encode() in data[:2048] else data
+
+
+class _Last(local):
+    """The last multi-frame source of each thread, so that its frames do not read it again and again."""
+
+    source: Source | None = None
+    data: bytes = b""
+
+
+_last = _Last()
+
+
+def shared_bytes(instance: Instance, *, keep: bool) -> bytes:
+    """All bytes of an instance, kept for the thread's next frame of it where ``keep`` asks for that."""
+    if not keep:
+        return whole_bytes(instance.source)
+    if _last.source is not instance.source:
+        _last.data = whole_bytes(instance.source)
+        _last.source = instance.source
+    return _last.data
 
 
 def _inflate(data: bytes, name: str) -> bytes:
     """Turns a deflated file into an explicit little endian one of the same meaning (PS3.5 A.5)."""
     if data[128:132] != b"DICM" or data[132:136] != b"\x02\0\0\0" or len(data) < 144:
-        raise FileFormatError("deflated data set without file meta information", where=name, code="FILE_BROKEN",
-                              todo="export the file again")
+        raise FileFormatError(
+            "deflated data set without file meta information",
+            where=name,
+            code="FILE_BROKEN",
+            todo="export the file again",
+        )
     meta_end = 144 + int(struct.unpack("<I", data[140:144])[0])
     meta = data[:meta_end].replace(DEFLATED_LE.encode(), EXPLICIT_LE.encode().ljust(len(DEFLATED_LE), b"\0"))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         body = inflater.decompress(data[meta_end:], _INFLATED_LIMIT)
     except zlib.error as error:
-        raise FileFormatError(f"the deflated data set is damaged: {error}", where=name, code="FILE_BROKEN",
-                              todo="copy or export it again") from error
+        raise FileFormatError(
+            f"the deflated data set is damaged: {error}",
+            where=name,
+            code="FILE_BROKEN",
+            todo="copy or export it again",
+        ) from error
     if inflater.unconsumed_tail:
-        raise FileFormatError(f"the deflated data set is larger than {_INFLATED_LIMIT >> 20} MiB", where=name,
-                              code="FILE_TOO_LARGE", todo="export it uncompressed")
+        raise FileFormatError(
+            f"the deflated data set is larger than {_INFLATED_LIMIT >> 20} MiB",
+            where=name,
+            code="FILE_TOO_LARGE",
+            todo="export it uncompressed",
+        )
     return meta + body
 
 
@@ -147,8 +205,12 @@ def _parse(source: Source, data: bytes, size: int) -> Instance:
         meta = getattr(dataset, "file_meta", None)
         syntax = str(meta.get("TransferSyntaxUID", "") or "") if meta is not None else ""
     except _PARSE_ERRORS as error:
-        raise FileFormatError(f"the header cannot be parsed: {str(error)[:120]}", where=source.name,
-                              code="FILE_BROKEN", todo="copy or export the file again") from error
+        raise FileFormatError(
+            f"the header cannot be parsed: {str(error)[:120]}",
+            where=source.name,
+            code="FILE_BROKEN",
+            todo="copy or export the file again",
+        ) from error
     problems = []
     if not syntax:
         implicit, little = dataset.original_encoding
@@ -165,16 +227,28 @@ def _check_whole(source: Source, dataset: object, data: bytes, size: int) -> Non
     """Refuses a header that ends within an element: its last value is shorter than its length says."""
     elements = tags.raw_elements(dataset)  # type: ignore[arg-type]
     if not elements:
-        raise FileFormatError("the file holds no data elements", where=source.name, code="FILE_BROKEN",
-                              todo="copy or export the file again")
+        raise FileFormatError(
+            "the file holds no data elements",
+            where=source.name,
+            code="FILE_BROKEN",
+            todo="copy or export the file again",
+        )
     last = elements[max(elements)]
     value, length = getattr(last, "value", None), getattr(last, "length", 0)
-    short = isinstance(value, bytes) and isinstance(length, int) and 0 < length != 0xFFFFFFFF and len(value) < length
+    short = (
+        isinstance(value, bytes)
+        and isinstance(length, int)
+        and 0 < length != 0xFFFFFFFF
+        and len(value) < length
+    )
     if short and len(data) >= size:
         tag = int(last.tag)
         error = BrokenFileError(
             f"the file ends inside its header, within element ({tag >> 16:04x},{tag & 0xFFFF:04x})",
-            where=source.name, code="FILE_TRUNCATED", todo="copy or export the file again")
+            where=source.name,
+            code="FILE_TRUNCATED",
+            todo="copy or export the file again",
+        )
         error.series_instance_uid = tags.text(elements.get(tags.tag_of("SeriesInstanceUID")))
         raise error
 
@@ -182,7 +256,7 @@ def _check_whole(source: Source, dataset: object, data: bytes, size: int) -> Non
 def _locate(data: bytes, at: int, size: int, syntax: str) -> PixelLocation | None:
     """Finds the value of Pixel Data whose element starts at ``at``."""
     order = ">" if syntax == EXPLICIT_BE else "<"
-    head = data[at:at + 12]
+    head = data[at : at + 12]
     if len(head) < 8:
         return None
     group, number = struct.unpack(order + "HH", head[:4])
@@ -207,11 +281,19 @@ def require_pixels(instance: Instance) -> PixelLocation:
     """
     where = f"{instance.label}, {tags.named('PixelData')}"
     if instance.pixels is None:
-        raise PixelError(f"{tags.named('PixelData')} is missing", where=where, code="PIXEL_DATA_MISSING",
-                         todo="copy or export the instance again")
+        raise PixelError(
+            f"{tags.named('PixelData')} is missing",
+            where=where,
+            code="PIXEL_DATA_MISSING",
+            todo="copy or export the instance again",
+        )
     if instance.pixels.vr.startswith("float"):
-        raise PixelError("floating-point pixel data is not read", where=where, code="PIXEL_DATA_FLOAT",
-                         todo="export the series with integer pixels")
+        raise PixelError(
+            "floating-point pixel data is not read",
+            where=where,
+            code="PIXEL_DATA_FLOAT",
+            todo="export the series with integer pixels",
+        )
     return instance.pixels
 
 
@@ -223,8 +305,9 @@ def read_range(instance: Instance, offset: int, buffer: memoryview) -> int:
     """
     source = instance.source
     if source.path is None or instance.transfer_syntax == DEFLATED_LE:
-        data = whole_bytes(source)[offset:offset + len(buffer)]
-        buffer[:len(data)] = data
+        data = shared_bytes(instance, keep=offset > instance.pixels.offset if instance.pixels else False)
+        data = data[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
         return len(data)
     try:
         with source.path.open("rb", buffering=0) as file:
@@ -237,5 +320,9 @@ def read_range(instance: Instance, offset: int, buffer: memoryview) -> int:
                 done += got
             return done
     except OSError as error:
-        raise FileFormatError(f"the file cannot be read: {error.strerror or error}", where=source.name,
-                              code="FILE_UNREADABLE", todo="check the file and its permissions") from error
+        raise FileFormatError(
+            f"the file cannot be read: {error.strerror or error}",
+            where=source.name,
+            code="FILE_UNREADABLE",
+            todo="check the file and its permissions",
+        ) from error

@@ -1,18 +1,18 @@
 """Geometry: from the positions and orientations of all slices to one orthogonal grid, or a refusal.
 
 Everything here works on headers alone. Array axes are ``[slice, row, column]``; the slice axis runs along
-row direction × column direction (DICOM PS3.3 C.7.6.2.1.1), so that arrays are always right-handed in the order
-column, row, slice, whatever the order in which slices were taken or stored.
+row direction × column direction (DICOM PS3.3 C.7.6.2.1.1), so that arrays are always right-handed in the
+order column, row, slice, whatever the order in which slices were taken or stored.
 
 What is accepted as it is, repaired, or refused:
 
 * *Position along the normal.* Even to within 5 % of the spacing (at least 0.06 mm, the rounding of positions
-  that are written with one decimal): accepted. Uneven: evened by linear interpolation when every gap is *safe*,
-  that is, at most 1.9 times the median gap, and either covered by the thickness of its two slices
+  that are written with one decimal): accepted. Uneven: evened by linear interpolation when every gap is
+  *safe*, that is, at most 1.9 times the median gap, and either covered by the thickness of its two slices
   (≤ 1.1 × half their sum) or at most 1.25 times the median gap. Else refused: tissue there was never imaged.
-* *Position within the plane.* Within a tenth of a pixel of the common normal: accepted. Else each slice is shifted
-  to where its header says it is (gantry tilt shifts all of them in proportion), as long as the field of view
-  grows to at most twice its size in each direction.
+* *Position within the plane.* Within a tenth of a pixel of the common normal: accepted. Else each slice is
+  shifted to where its header says it is (gantry tilt shifts all of them in proportion), as long as the field
+  of view grows to at most twice its size in each direction.
 * *Same position twice.* Dropped when pixels are equal (checked when voxels are read), else refused.
 """
 
@@ -89,30 +89,46 @@ def arrange(slices: Sequence[SliceHeader]) -> Arrangement:
     headers = tuple(slices[k] for k in kept)
     _unique(headers)
     if len(headers) < 2:
-        raise GeometryError("the series has one slice position, expected at least 2 for a volume",
-                            where=headers[0].where(), code="SINGLE_SLICE",
-                            todo="choose the series with all of its slices")
+        raise GeometryError(
+            "the series has one slice position, expected at least 2 for a volume",
+            where=headers[0].where(),
+            code="SINGLE_SLICE",
+            todo="choose the series with all of its slices",
+        )
     levels_mm = along[kept] - along[kept[0]]
     spacing, notices = _spacing(headers, levels_mm)
     offsets, in_plane = _in_plane(headers, positions[kept], directions)
     notices = [*_duplicate_notices(duplicates), *notices, *in_plane, *_thickness_notices(headers, spacing)]
     if not headers[0].frame_of_reference:
-        notices.append(Notice("FRAME_OF_REFERENCE_MISSING", f"{tags.named('FrameOfReferenceUID')} is missing; "
-                              "this series cannot be combined with others", headers[0].where("FrameOfReferenceUID")))
-    return _assemble(headers, duplicates, directions, positions[kept[0]], (levels_mm, spacing, offsets), notices)
+        notices.append(
+            Notice(
+                "FRAME_OF_REFERENCE_MISSING",
+                f"{tags.named('FrameOfReferenceUID')} is missing; this series cannot be combined with others",
+                headers[0].where("FrameOfReferenceUID"),
+            )
+        )
+    return _assemble(
+        headers, duplicates, directions, positions[kept[0]], (levels_mm, spacing, offsets), notices
+    )
 
 
-def _assemble(headers: tuple[SliceHeader, ...], duplicates: list[tuple[int, SliceHeader]], directions: FloatArray,
-              first: FloatArray, placed: tuple[FloatArray, float, FloatArray | None],
-              notices: list[Notice]) -> Arrangement:
+def _assemble(
+    headers: tuple[SliceHeader, ...],
+    duplicates: list[tuple[int, SliceHeader]],
+    directions: FloatArray,
+    first: FloatArray,
+    placed: tuple[FloatArray, float, FloatArray | None],
+    notices: list[Notice],
+) -> Arrangement:
     """Builds grid, levels and shifts from what was measured; ``offsets`` None means none."""
     levels_mm, spacing, offsets = placed
     rows, columns = headers[0].shape
     row_mm, column_mm = headers[0].pixel_spacing
     count = round(levels_mm[-1] / spacing) + 1
     levels = levels_mm / spacing
-    even = count == len(headers) and bool(np.abs(levels_mm - np.arange(count) * spacing).max()
-                                          <= max(EVEN_FRACTION * spacing, EVEN_FLOOR_MM))
+    even = count == len(headers) and bool(
+        np.abs(levels_mm - np.arange(count) * spacing).max() <= max(EVEN_FRACTION * spacing, EVEN_FLOOR_MM)
+    )
     if even:
         levels = np.arange(count, dtype=np.float64)
     steps = directions * np.array([[spacing], [row_mm], [column_mm]])
@@ -127,9 +143,12 @@ def _assemble(headers: tuple[SliceHeader, ...], duplicates: list[tuple[int, Slic
         grown = np.array([rows, columns]) + np.ceil(shifts.max(axis=0) - 1e-6)
         if (grown > GROWTH_LIMIT * np.array([rows, columns])).any():
             raise GeometryError(
-                f"the slices are shifted against each other by up to {np.abs(offsets).max():.1f} mm within their plane,"
-                f" expected less than the field of view", where=headers[-1].where("ImagePositionPatient"),
-                code="SHIFT_TOO_LARGE", todo="check the positions; reconstruct the series without tilt")
+                f"the slices are shifted within their plane by up to {np.abs(offsets).max():.1f} mm,"
+                f" expected less than the field of view",
+                where=headers[-1].where("ImagePositionPatient"),
+                code="SHIFT_TOO_LARGE",
+                todo="check the positions; reconstruct the series without tilt",
+            )
         affine[:3, 3] = first + start @ steps[1:]
         rows, columns = (int(n) for n in grown)
     refs = tuple(header.ref for header in headers) if even and offsets is None else ()
@@ -147,9 +166,12 @@ def plane_directions(header: SliceHeader) -> FloatArray:
     lengths = np.linalg.norm(values, axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or abs(values[0] @ values[1]) > 1e-2:
         shown = "\\".join(f"{x:g}" for x in values.ravel())
-        raise GeometryError(f"{tags.named('ImageOrientationPatient')} is {shown}, expected two perpendicular unit "
-                            "vectors", where=header.where("ImageOrientationPatient"), code="ORIENTATION_INVALID",
-                            todo="repair the element or export the series again")
+        raise GeometryError(
+            f"{tags.named('ImageOrientationPatient')} is {shown}, expected two perpendicular unit vectors",
+            where=header.where("ImageOrientationPatient"),
+            code="ORIENTATION_INVALID",
+            todo="repair the element or export the series again",
+        )
     along_columns = values[0] / lengths[0]
     along_rows = values[1] - (values[1] @ along_columns) * along_columns
     along_rows /= np.linalg.norm(along_rows)
@@ -167,9 +189,12 @@ def _common_plane(slices: Sequence[SliceHeader]) -> FloatArray:
             off = float(np.abs(seen[key] - reference).max())
             if off > PARALLEL_TOLERANCE:
                 raise GeometryError(
-                    f"{tags.named('ImageOrientationPatient')} differs from the first slice's by {off:.4f}, expected at "
-                    f"most {PARALLEL_TOLERANCE}", where=header.where("ImageOrientationPatient"),
-                    code="ORIENTATION_DIFFERS", todo="reconstruct the series with parallel slices")
+                    f"{tags.named('ImageOrientationPatient')} differs from the first slice's by {off:.4f}, expected "
+                    f"at most {PARALLEL_TOLERANCE}",
+                    where=header.where("ImageOrientationPatient"),
+                    code="ORIENTATION_DIFFERS",
+                    todo="reconstruct the series with parallel slices",
+                )
     return reference
 
 
@@ -178,22 +203,33 @@ def _same_matrix(slices: Sequence[SliceHeader]) -> None:
     first = slices[0]
     for header in slices:
         if header.shape != first.shape:
-            raise GeometryError(f"{tags.named('Rows')}, {tags.named('Columns')} are {header.shape}, other slices have "
-                                f"{first.shape}", where=header.where("Rows"), code="MATRIX_DIFFERS",
-                                todo="choose one reconstruction of the series")
+            raise GeometryError(
+                f"{tags.named('Rows')}, {tags.named('Columns')} are {header.shape}, other slices have "
+                f"{first.shape}",
+                where=header.where("Rows"),
+                code="MATRIX_DIFFERS",
+                todo="choose one reconstruction of the series",
+            )
         spacing, expected = header.pixel_spacing, first.pixel_spacing
         if max(abs(a - b) / b for a, b in zip(spacing, expected, strict=True)) > 1e-4:
-            raise GeometryError(f"{tags.named('PixelSpacing')} is {spacing}, other slices have {expected}",
-                                where=header.where("PixelSpacing"), code="SPACING_DIFFERS",
-                                todo="choose one reconstruction of the series")
+            raise GeometryError(
+                f"{tags.named('PixelSpacing')} is {spacing}, other slices have {expected}",
+                where=header.where("PixelSpacing"),
+                code="SPACING_DIFFERS",
+                todo="choose one reconstruction of the series",
+            )
         if header.frame_of_reference != first.frame_of_reference:
-            raise GeometryError(f"{tags.named('FrameOfReferenceUID')} is {header.frame_of_reference or 'missing'}, "
-                                f"other slices have {first.frame_of_reference or 'none'}",
-                                where=header.where("FrameOfReferenceUID"), code="FRAME_OF_REFERENCE_DIFFERS")
+            raise GeometryError(
+                f"{tags.named('FrameOfReferenceUID')} is {header.frame_of_reference or 'missing'}, "
+                f"other slices have {first.frame_of_reference or 'none'}",
+                where=header.where("FrameOfReferenceUID"),
+                code="FRAME_OF_REFERENCE_DIFFERS",
+            )
 
 
-def _without_duplicates(slices: Sequence[SliceHeader], order: list[int], positions: FloatArray,
-                        along: FloatArray) -> tuple[list[int], list[tuple[int, SliceHeader]]]:
+def _without_duplicates(
+    slices: Sequence[SliceHeader], order: list[int], positions: FloatArray, along: FloatArray
+) -> tuple[list[int], list[tuple[int, SliceHeader]]]:
     """Drops slices at a position that is already taken; pixels are compared when they are read."""
     kept: list[int] = []
     duplicates: list[tuple[int, SliceHeader]] = []
@@ -202,9 +238,11 @@ def _without_duplicates(slices: Sequence[SliceHeader], order: list[int], positio
             apart = float(np.linalg.norm(positions[k] - positions[kept[-1]]))
             if apart > SAME_POSITION_MM:
                 raise GeometryError(
-                    f"two slices lie in the same plane, {apart:.2f} mm apart, expected one slice for each position",
+                    f"two slices lie in one plane, {apart:.2f} mm apart, expected one slice for each position",
                     where=f"{slices[k].where('ImagePositionPatient')}; {slices[kept[-1]].where()}",
-                    code="POSITION_CONFLICT", todo="choose one volume of the series")
+                    code="POSITION_CONFLICT",
+                    todo="choose one volume of the series",
+                )
             duplicates.append((len(kept) - 1, slices[k]))
         else:
             kept.append(k)
@@ -217,9 +255,12 @@ def _unique(headers: tuple[SliceHeader, ...]) -> None:
     for header in headers:
         key = (header.instance.sop_instance_uid, header.frame)
         if key in seen:
-            raise GeometryError(f"{tags.named('SOPInstanceUID')} {key[0]} occurs at two positions",
-                                where=f"{header.where('SOPInstanceUID')}; {seen[key].where()}",
-                                code="SOP_INSTANCE_UID_REPEATED", todo="export the series again")
+            raise GeometryError(
+                f"{tags.named('SOPInstanceUID')} {key[0]} occurs at two positions",
+                where=f"{header.where('SOPInstanceUID')}; {seen[key].where()}",
+                code="SOP_INSTANCE_UID_REPEATED",
+                todo="export the series again",
+            )
         seen[key] = header
 
 
@@ -229,9 +270,18 @@ def _spacing(headers: tuple[SliceHeader, ...], levels_mm: FloatArray) -> tuple[f
     mean = float(levels_mm[-1]) / (count - 1)
     off = float(np.abs(levels_mm - np.arange(count) * mean).max())
     if off <= max(EVEN_FRACTION * mean, EVEN_FLOOR_MM):
-        notices = [] if off <= 0.01 else [Notice(
-            "SPACING_ROUNDED", f"slice positions deviate from an even spacing of {mean:.4f} mm by up to {off:.3f} mm; "
-            "taken as even", headers[0].instance.series_instance_uid)]
+        notices = (
+            []
+            if off <= 0.01
+            else [
+                Notice(
+                    "SPACING_ROUNDED",
+                    f"slice positions deviate from an even spacing of {mean:.4f} mm by up to {off:.3f} mm; "
+                    "taken as even",
+                    headers[0].instance.series_instance_uid,
+                )
+            ]
+        )
         return mean, notices
     gaps = np.diff(levels_mm)
     median = float(np.median(gaps))
@@ -239,27 +289,43 @@ def _spacing(headers: tuple[SliceHeader, ...], levels_mm: FloatArray) -> tuple[f
         _check_gap(headers[k], headers[k + 1], float(gap), median)
     fine = float(np.percentile(gaps[gaps >= 0.5 * median], 25))
     spacing = float(levels_mm[-1]) / round(float(levels_mm[-1]) / fine)
-    return spacing, [Notice(
-        "SPACING_UNEVEN", f"distances between slices run from {gaps.min():.3f} to {gaps.max():.3f} mm; interpolated "
-        f"linearly to {spacing:.4f} mm", headers[0].instance.series_instance_uid)]
+    return spacing, [
+        Notice(
+            "SPACING_UNEVEN",
+            f"distances between slices run from {gaps.min():.3f} to {gaps.max():.3f} mm; interpolated "
+            f"linearly to {spacing:.4f} mm",
+            headers[0].instance.series_instance_uid,
+        )
+    ]
 
 
 def _check_gap(below: SliceHeader, above: SliceHeader, gap: float, median: float) -> None:
     """Refuses a gap between neighbours over which interpolation would invent tissue."""
     where = f"{below.where('ImagePositionPatient')}; {above.where('ImagePositionPatient')}"
     if gap > MISSING_FACTOR * median:
-        raise GeometryError(f"{gap:.3f} mm between two slices where {median:.3f} mm is usual: "
-                            f"{max(round(gap / median) - 1, 1)} missing", where=where, code="SLICE_MISSING",
-                            todo="send the missing slices")
-    covered = below.thickness and above.thickness and gap <= COVER_FACTOR * (below.thickness + above.thickness) / 2
+        raise GeometryError(
+            f"{gap:.3f} mm between two slices where {median:.3f} mm is usual: "
+            f"{max(round(gap / median) - 1, 1)} missing",
+            where=where,
+            code="SLICE_MISSING",
+            todo="send the missing slices",
+        )
+    covered = (
+        below.thickness and above.thickness and gap <= COVER_FACTOR * (below.thickness + above.thickness) / 2
+    )
     if not covered and gap > SAFE_FACTOR * median:
-        raise GeometryError(f"{gap:.3f} mm between two slices where {median:.3f} mm is usual, more than their "
-                            "thickness covers", where=where, code="SLICE_GAP",
-                            todo="choose a series with even spacing")
+        raise GeometryError(
+            f"{gap:.3f} mm between two slices where {median:.3f} mm is usual, more than their "
+            "thickness covers",
+            where=where,
+            code="SLICE_GAP",
+            todo="choose a series with even spacing",
+        )
 
 
-def _in_plane(headers: tuple[SliceHeader, ...], positions: FloatArray,
-              directions: FloatArray) -> tuple[FloatArray | None, list[Notice]]:
+def _in_plane(
+    headers: tuple[SliceHeader, ...], positions: FloatArray, directions: FloatArray
+) -> tuple[FloatArray | None, list[Notice]]:
     """Shift of each slice within its plane in mm along (rows, columns), None where it is negligible."""
     relative = positions - positions[0]
     offsets = relative @ directions[1:].T
@@ -273,10 +339,22 @@ def _in_plane(headers: tuple[SliceHeader, ...], positions: FloatArray,
     jitter = float(np.abs(offsets - np.outer(along, slope)).max())
     angle = float(np.degrees(np.arctan(np.linalg.norm(slope))))
     if jitter <= PLANE_FRACTION * pixel:
-        return offsets, [Notice("GANTRY_TILT", f"slices are stacked at {angle:.2f}° to their normal, with "
-                                f"{largest:.1f} mm of shift in all; straightened by linear interpolation", where)]
-    return offsets, [Notice("SLICES_SHIFTED", f"slices are shifted within their plane by up to {largest:.2f} mm; moved "
-                            "to their positions by linear interpolation", where)]
+        return offsets, [
+            Notice(
+                "GANTRY_TILT",
+                f"slices are stacked at {angle:.2f}° to their normal, with "
+                f"{largest:.1f} mm of shift in all; straightened by linear interpolation",
+                where,
+            )
+        ]
+    return offsets, [
+        Notice(
+            "SLICES_SHIFTED",
+            f"slices are shifted within their plane by up to {largest:.2f} mm; moved "
+            "to their positions by linear interpolation",
+            where,
+        )
+    ]
 
 
 def _thickness_notices(headers: tuple[SliceHeader, ...], spacing: float) -> list[Notice]:
@@ -289,8 +367,14 @@ def _thickness_notices(headers: tuple[SliceHeader, ...], spacing: float) -> list
     if thickness > 1.05 * spacing:
         return [Notice("SLICES_OVERLAP", f"slices {thickness:g} mm thick lie every {spacing:.3f} mm", where)]
     if thickness < 0.95 * spacing:
-        return [Notice("SLICES_APART", f"slices {thickness:g} mm thick lie every {spacing:.3f} mm; what lies between "
-                       "them was not imaged", where)]
+        return [
+            Notice(
+                "SLICES_APART",
+                f"slices {thickness:g} mm thick lie every {spacing:.3f} mm; what lies between "
+                "them was not imaged",
+                where,
+            )
+        ]
     return []
 
 
@@ -298,6 +382,11 @@ def _duplicate_notices(duplicates: list[tuple[int, SliceHeader]]) -> list[Notice
     """One notice for all duplicates."""
     if not duplicates:
         return []
-    return [Notice("DUPLICATE_SLICE", f"{len(duplicates)} slice{'s' if len(duplicates) > 1 else ''} at a position that "
-                   "another one holds, with the same pixels; left out",
-                   "; ".join(header.where() for _, header in duplicates[:5]))]
+    return [
+        Notice(
+            "DUPLICATE_SLICE",
+            f"{len(duplicates)} slice{'s' if len(duplicates) > 1 else ''} at a position that "
+            "another one holds, with the same pixels; left out",
+            "; ".join(header.where() for _, header in duplicates[:5]),
+        )
+    ]

@@ -1,8 +1,8 @@
 """Headers: one `Instance` for each file, one `SliceHeader` for each slice in it.
 
-A slice is a single-frame instance or one frame of a multi-frame one; the frame's functional groups stand before
-the instance's own elements (DICOM PS3.3 C.7.6.16). Values are parsed when they are asked for, so that a file
-with a fault in one element can still be listed; asking for that element then names instance and tag.
+A slice is a single-frame instance or one frame of a multi-frame one; the frame's functional groups stand
+before the instance's own elements (DICOM PS3.3 C.7.6.16). Values are parsed when they are asked for, so that
+a file with a fault in one element can still be listed; asking for that element then names instance and tag.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class SliceHeader:
         return tags.text(self._element(keyword))
 
     def private(self, candidates: tuple[int, ...]) -> str:
-        """Value of the first of some private elements that is there, as text; raw bytes of UN as hexadecimal."""
+        """Value of the first of some private elements that is there, as text; raw bytes as hexadecimal."""
         for tag in candidates:
             element = tags.raw_elements(self.instance.dataset).get(tag)
             if element is None:
@@ -143,7 +143,9 @@ class SliceHeader:
         """True where the element is there and not empty."""
         return bool(self.text(keyword))
 
-    def numbers(self, keyword: str, count: int, error: type[WetreadError] = GeometryError) -> tuple[float, ...]:
+    def numbers(
+        self, keyword: str, count: int, error: type[WetreadError] = GeometryError
+    ) -> tuple[float, ...]:
         """Finite values of a required element.
 
         Raises:
@@ -156,16 +158,25 @@ class SliceHeader:
         except ValueError:
             values = (math.nan,)
         if not values:
-            raise error(f"{tags.named(keyword)} is missing", where=self.where(keyword), code="TAG_MISSING",
-                        todo="export the series again with all of its attributes")
+            raise error(
+                f"{tags.named(keyword)} is missing",
+                where=self.where(keyword),
+                code="TAG_MISSING",
+                todo="export the series again with all of its attributes",
+            )
         if len(values) != count or not all(map(math.isfinite, values)):
-            raise error(f"{tags.named(keyword)} is '{tags.text(element)[:80]}', expected {count} finite "
-                        f"number{'s' if count > 1 else ''}", where=self.where(keyword), code="TAG_INVALID",
-                        todo="repair the element or export the series again")
+            raise error(
+                f"{tags.named(keyword)} is '{tags.text(element)[:80]}', expected {count} finite "
+                f"number{'s' if count > 1 else ''}",
+                where=self.where(keyword),
+                code="TAG_INVALID",
+                todo="repair the element or export the series again",
+            )
         return values
 
-    def number(self, keyword: str, default: float | None = None,
-               error: type[WetreadError] = PixelError) -> float:
+    def number(
+        self, keyword: str, default: float | None = None, error: type[WetreadError] = PixelError
+    ) -> float:
         """One finite value; the default where the element is absent and a default is given."""
         if default is not None and not self.has(keyword):
             return default
@@ -174,8 +185,11 @@ class SliceHeader:
     def _whole(self, keyword: str, default: int | None = None) -> int:
         value = self.number(keyword, None if default is None else float(default))
         if value != int(value):
-            raise PixelError(f"{tags.named(keyword)} is {value:g}, expected a whole number",
-                             where=self.where(keyword), code="TAG_INVALID")
+            raise PixelError(
+                f"{tags.named(keyword)} is {value:g}, expected a whole number",
+                where=self.where(keyword),
+                code="TAG_INVALID",
+            )
         return int(value)
 
     @cached_property
@@ -201,8 +215,11 @@ class SliceHeader:
         """Pixel Spacing in mm: between rows, between columns."""
         rows, columns = self.numbers("PixelSpacing", 2)
         if min(rows, columns) <= 0:
-            raise GeometryError(f"{tags.named('PixelSpacing')} is {rows:g}\\{columns:g}, expected positive mm",
-                                where=self.where("PixelSpacing"), code="TAG_INVALID")
+            raise GeometryError(
+                f"{tags.named('PixelSpacing')} is {rows:g}\\{columns:g}, expected positive mm",
+                where=self.where("PixelSpacing"),
+                code="TAG_INVALID",
+            )
         return rows, columns
 
     @cached_property
@@ -220,8 +237,11 @@ class SliceHeader:
         rows, columns = self._whole("Rows"), self._whole("Columns")
         for keyword, value in (("Rows", rows), ("Columns", columns)):
             if value < 1:
-                raise PixelError(f"{tags.named(keyword)} is {value}, expected at least 1",
-                                 where=self.where(keyword), code="TAG_INVALID")
+                raise PixelError(
+                    f"{tags.named(keyword)} is {value}, expected at least 1",
+                    where=self.where(keyword),
+                    code="TAG_INVALID",
+                )
         return rows, columns
 
     @cached_property
@@ -230,15 +250,24 @@ class SliceHeader:
         allocated = self._whole("BitsAllocated")
         stored = self._whole("BitsStored", allocated)
         if allocated not in (8, 16, 32):
-            raise PixelError(f"{tags.named('BitsAllocated')} is {allocated}, expected 8, 16 or 32",
-                             where=self.where("BitsAllocated"), code="BITS")
+            raise PixelError(
+                f"{tags.named('BitsAllocated')} is {allocated}, expected 8, 16 or 32",
+                where=self.where("BitsAllocated"),
+                code="BITS",
+            )
         if not 1 <= stored <= allocated:
-            raise PixelError(f"{tags.named('BitsStored')} is {stored}, expected 1 to {allocated}",
-                             where=self.where("BitsStored"), code="BITS")
+            raise PixelError(
+                f"{tags.named('BitsStored')} is {stored}, expected 1 to {allocated}",
+                where=self.where("BitsStored"),
+                code="BITS",
+            )
         high = self._whole("HighBit", stored - 1)
         if high != stored - 1:
-            raise PixelError(f"{tags.named('HighBit')} is {high}, expected {stored - 1}",
-                             where=self.where("HighBit"), code="BITS")
+            raise PixelError(
+                f"{tags.named('HighBit')} is {high}, expected {stored - 1}",
+                where=self.where("HighBit"),
+                code="BITS",
+            )
         return allocated, stored
 
     @cached_property
@@ -246,8 +275,11 @@ class SliceHeader:
         """Pixel Representation: True for two's complement."""
         value = self._whole("PixelRepresentation")
         if value not in (0, 1):
-            raise PixelError(f"{tags.named('PixelRepresentation')} is {value}, expected 0 or 1",
-                             where=self.where("PixelRepresentation"), code="TAG_INVALID")
+            raise PixelError(
+                f"{tags.named('PixelRepresentation')} is {value}, expected 0 or 1",
+                where=self.where("PixelRepresentation"),
+                code="TAG_INVALID",
+            )
         return value == 1
 
     @cached_property
@@ -260,14 +292,19 @@ class SliceHeader:
         kind = self.text("PhotometricInterpretation").upper()
         samples = self._whole("SamplesPerPixel", 1)
         if samples != 1:
-            raise PixelError(f"{tags.named('SamplesPerPixel')} is {samples} ({kind or 'colour'}), expected 1",
-                             where=self.where("SamplesPerPixel"), code="PHOTOMETRIC",
-                             todo="colour images are not read; choose the original series")
+            raise PixelError(
+                f"{tags.named('SamplesPerPixel')} is {samples} ({kind or 'colour'}), expected 1",
+                where=self.where("SamplesPerPixel"),
+                code="PHOTOMETRIC",
+                todo="colour images are not read; choose the original series",
+            )
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
-            raise PixelError(f"{tags.named('PhotometricInterpretation')} is '{kind}', expected MONOCHROME1 or "
-                             "MONOCHROME2", where=self.where("PhotometricInterpretation"),
-                             code="PHOTOMETRIC" if kind else "TAG_MISSING",
-                             todo="colour and palette images are not read; choose the original series")
+            raise PixelError(
+                f"{tags.named('PhotometricInterpretation')} is '{kind}', expected MONOCHROME1 or MONOCHROME2",
+                where=self.where("PhotometricInterpretation"),
+                code="PHOTOMETRIC" if kind else "TAG_MISSING",
+                todo="colour and palette images are not read; choose the original series",
+            )
         return kind == "MONOCHROME1"
 
     @cached_property
@@ -282,8 +319,9 @@ class SliceHeader:
             return 1.0, 0.0
         slope, intercept = self.number("RescaleSlope"), self.number("RescaleIntercept")
         if slope == 0:
-            raise PixelError(f"{tags.named('RescaleSlope')} is 0", where=self.where("RescaleSlope"),
-                             code="TAG_INVALID")
+            raise PixelError(
+                f"{tags.named('RescaleSlope')} is 0", where=self.where("RescaleSlope"), code="TAG_INVALID"
+            )
         return slope, intercept
 
     @cached_property

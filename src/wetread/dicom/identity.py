@@ -1,8 +1,8 @@
 """Identity: what to do with instances whose identifiers an over-eager de-identification has emptied.
 
-SOP Instance and Class UID are taken from the file meta information where the data set has none. Study and Series
-Instance UID are made from what else the slices of a series have in common, so that the same files always get the
-same ones; a reading of them can be written, though not filed beside its source.
+SOP Instance and Class UID are taken from the file meta information where the data set has none. Study and
+Series Instance UID are made from what else the slices of a series have in common, so that the same files
+always get the same ones; a reading of them can be written, though not filed beside its source.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ def complete_sop(instance: Instance) -> bool:
     """
     filled = False
     meta = getattr(instance.dataset, "file_meta", None)
-    for keyword, stored in (("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
-                            ("SOPClassUID", "MediaStorageSOPClassUID")):
+    for keyword, stored in (
+        ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
+        ("SOPClassUID", "MediaStorageSOPClassUID"),
+    ):
         if instance.text(keyword):
             continue
         value = str(meta.get(stored, "") or "") if meta is not None else ""
         if not value:
-            raise FileFormatError(f"{tags.named(keyword)} is missing", code="TAG_MISSING",
-                                  where=f"{instance.label}, {tags.named(keyword)}",
-                                  todo="export the series again with all of its attributes")
+            raise FileFormatError(
+                f"{tags.named(keyword)} is missing",
+                code="TAG_MISSING",
+                where=f"{instance.label}, {tags.named(keyword)}",
+                todo="export the series again with all of its attributes",
+            )
         setattr(instance.dataset, keyword, value)
         filled = True
     return filled
@@ -44,29 +49,46 @@ def complete_series(instances: Iterable[Instance]) -> tuple[list[tuple[str, Inpu
     """Fills empty Study and Series Instance UIDs, in place.
 
     Returns:
-        Problems (Series Instance UID, error) of instances without one that share their frame of reference with
-        a series that has one and may be slices of it; and the notices of what was filled.
+        Problems (Series Instance UID, error) of instances without one that share their frame of reference
+        with a series that has one and may be slices of it; and the notices of what was filled.
     """
     instances = list(instances)
-    named = {instance.text("FrameOfReferenceUID"): instance.text("SeriesInstanceUID")
-             for instance in instances if instance.text("SeriesInstanceUID")}
+    named = {
+        instance.text("FrameOfReferenceUID"): instance.text("SeriesInstanceUID")
+        for instance in instances
+        if instance.text("SeriesInstanceUID")
+    }
     problems: list[tuple[str, InputError]] = []
     made: dict[str, list[Instance]] = {}
     for instance in instances:
         if not instance.text("SeriesInstanceUID"):
             owner = named.get(instance.text("FrameOfReferenceUID"))
             if owner is not None:
-                problems.append((owner, FileFormatError(
-                    f"{tags.named('SeriesInstanceUID')} is missing", code="TAG_MISSING",
-                    where=f"{instance.label}, {tags.named('SeriesInstanceUID')}",
-                    todo="export the series again with all of its attributes")))
+                problems.append(
+                    (
+                        owner,
+                        FileFormatError(
+                            f"{tags.named('SeriesInstanceUID')} is missing",
+                            code="TAG_MISSING",
+                            where=f"{instance.label}, {tags.named('SeriesInstanceUID')}",
+                            todo="export the series again with all of its attributes",
+                        ),
+                    )
+                )
             instance.dataset.SeriesInstanceUID = _made_up(instance, _SERIES)
             made.setdefault(instance.series_instance_uid, []).append(instance)
         if not instance.text("StudyInstanceUID"):
             instance.dataset.StudyInstanceUID = _made_up(instance, _STUDY)
             made.setdefault(instance.series_instance_uid, [])
-    notices = [Notice("UIDS_MISSING", "Study or Series Instance UID was missing; made up from the other attributes, so "
-                      "outputs cannot be filed beside the source", uid) for uid in made]
+    notices = [
+        Notice(
+            "UIDS_MISSING",
+            "Study or Series Instance UID was missing; made up from the other attributes, so "
+            "outputs cannot be filed beside the source",
+            uid,
+        )
+        for uid in made
+    ]
     return problems, notices
 
 

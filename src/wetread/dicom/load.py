@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.dicom import tags
+from wetread.dicom.files import NATIVE
 from wetread.dicom.geometry import Arrangement
 from wetread.dicom.header import SliceHeader
 from wetread.dicom.pixels import AIR_HU, check_slice, decode_slice, is_whole
@@ -26,17 +27,18 @@ Progress = Callable[[int, int], None]
 
 _LARGEST_VOLUME = 1 << 33
 _TEXTS = {
-    "PIXEL_PADDING": "padding outside the reconstructed circle was replaced (CT: by -1024 HU; else by the lowest value "
-                     "of its slice)",
-    "MONOCHROME1": "stored for display with low values bright (MONOCHROME1); values of CT are kept, others inverted",
+    "PIXEL_PADDING": "padding outside the reconstructed circle was replaced (CT: by -1024 HU; else by the lowest "
+    "value of its slice)",
+    "MONOCHROME1": "stored with low values bright (MONOCHROME1); values of CT are kept, others inverted",
     "MODALITY_LUT": "values were mapped through the Modality LUT",
     "LOSSY": "pixels were compressed with loss; small lesions may be altered",
     "BIG_ENDIAN": "stored big endian, a retired transfer syntax",
 }
 
 
-def load(arrangement: Arrangement, *, threads: int | None = None,
-         progress: Progress | None = None) -> tuple[Volume, tuple[Notice, ...]]:
+def load(
+    arrangement: Arrangement, *, threads: int | None = None, progress: Progress | None = None
+) -> tuple[Volume, tuple[Notice, ...]]:
     """Reads all slices of an arrangement.
 
     Args:
@@ -45,8 +47,8 @@ def load(arrangement: Arrangement, *, threads: int | None = None,
         progress: called with (slices done, slices in all) from the calling thread.
 
     Returns:
-        The volume on ``arrangement.grid`` (int16 where all values are whole and fit, else float32; CT in HU) and
-        the notices of the pixels.
+        The volume on ``arrangement.grid`` (int16 where all values are whole and fit, else float32; CT in HU)
+        and the notices of the pixels.
 
     Raises:
         PixelError: pixels are missing, cannot be decoded, or contradict the header.
@@ -59,7 +61,9 @@ def load(arrangement: Arrangement, *, threads: int | None = None,
     threads = threads or min(os.cpu_count() or 1, 8)
     with tags.quiet():
         loaded = _read(headers, np.dtype(np.int16), threads, progress) if whole else None
-        voxels, repairs = loaded or _read(headers, np.dtype(np.float32), threads, progress) or _refuse(headers)
+        voxels, repairs = (
+            loaded or _read(headers, np.dtype(np.float32), threads, progress) or _refuse(headers)
+        )
         _compare_duplicates(arrangement, voxels)
     first = headers[0].instance
     if not arrangement.is_identity:
@@ -67,8 +71,11 @@ def load(arrangement: Arrangement, *, threads: int | None = None,
         voxels = straighten(voxels, arrangement, fill)
     volume = Volume(voxels, arrangement.grid, first.modality, (first.series_instance_uid,))
     counts = {code: sum(code in found for found in repairs) for code in _TEXTS}
-    notices = tuple(Notice(code, f"{_TEXTS[code]} ({count} of {len(headers)} slices)", first.series_instance_uid)
-                    for code, count in counts.items() if count)
+    notices = tuple(
+        Notice(code, f"{_TEXTS[code]} ({count} of {len(headers)} slices)", first.series_instance_uid)
+        for code, count in counts.items()
+        if count
+    )
     return volume, notices
 
 
@@ -78,19 +85,21 @@ def _check_all(headers: Sequence[SliceHeader]) -> None:
         check_slice(header)
     rows, columns = headers[0].shape
     if len(headers) * rows * columns > _LARGEST_VOLUME:
-        raise PixelError(f"{len(headers)}×{rows}×{columns} voxels, expected at most {_LARGEST_VOLUME}",
-                         where=headers[0].where("Rows"), code="VOLUME_TOO_LARGE")
+        raise PixelError(
+            f"{len(headers)}×{rows}×{columns} voxels, expected at most {_LARGEST_VOLUME}",
+            where=headers[0].where("Rows"),
+            code="VOLUME_TOO_LARGE",
+        )
 
 
 def _refuse(headers: Sequence[SliceHeader]) -> tuple[NDArray[Any], list[frozenset[str]]]:
     raise PixelError("the voxels fit no type", where=headers[0].where("PixelData"), code="PIXEL_DECODE")
 
 
-def _read(headers: Sequence[SliceHeader], dtype: np.dtype[Any], threads: int,
-          progress: Progress | None) -> tuple[NDArray[Any], list[frozenset[str]]] | None:
+def _read(
+    headers: Sequence[SliceHeader], dtype: np.dtype[Any], threads: int, progress: Progress | None
+) -> tuple[NDArray[Any], list[frozenset[str]]] | None:
     """All slices as one array of a type; None where int16 turns out too narrow."""
-    _ = decode_slice(headers[0])  # a stream that cannot be decoded must not cost the whole array first
-    voxels = np.empty((len(headers), *headers[0].shape), dtype)
     narrow = dtype == np.int16
 
     def one(k: int) -> frozenset[str] | None:
@@ -103,6 +112,9 @@ def _read(headers: Sequence[SliceHeader], dtype: np.dtype[Any], threads: int,
 
     repairs: list[frozenset[str]] = []
     with ThreadPoolExecutor(threads) as pool:
+        if headers[0].instance.transfer_syntax not in NATIVE:  # a bad stream must not cost the array first
+            pool.submit(decode_slice, headers[0]).result()
+        voxels = np.empty((len(headers), *headers[0].shape), dtype)
         for done, found in enumerate(pool.map(one, range(len(headers))), start=1):
             if found is None:
                 pool.shutdown(cancel_futures=True)
@@ -118,6 +130,9 @@ def _compare_duplicates(arrangement: Arrangement, voxels: NDArray[Any]) -> None:
     for index, header in arrangement.duplicates:
         check_slice(header)
         if header.shape != voxels.shape[1:] or not np.array_equal(decode_slice(header).values, voxels[index]):
-            raise GeometryError("two slices at one position hold different pixels",
-                                where=f"{header.where('ImagePositionPatient')}; {arrangement.order[index].where()}",
-                                code="DUPLICATE_DIFFERS", todo="choose one volume of the series")
+            raise GeometryError(
+                "two slices at one position hold different pixels",
+                where=f"{header.where('ImagePositionPatient')}; {arrangement.order[index].where()}",
+                code="DUPLICATE_DIFFERS",
+                todo="choose one volume of the series",
+            )

@@ -1,7 +1,8 @@
 """Pixels: from the bytes of one slice to its values.
 
-Order of the steps (DICOM PS3.3 C.11.1, PS3.5 section 8): decode; keep Bits Stored bits and extend the sign; find
-padding; Modality LUT or rescale; replace padding; invert MONOCHROME1 where the values have no physical unit.
+Order of the steps (DICOM PS3.3 C.11.1, PS3.5 section 8): decode; keep Bits Stored bits and extend the sign;
+find padding; Modality LUT or rescale; replace padding; invert MONOCHROME1 where the values have no physical
+unit.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def is_whole(header: SliceHeader) -> bool:
     if header.instance.text("ModalityLUTSequence"):
         return False
     slope, intercept = header.rescale
-    return slope == int(slope) and intercept == int(intercept) and abs(slope) < 32768 and abs(intercept) < 32768
+    return (
+        slope == int(slope) and intercept == int(intercept) and abs(slope) < 32768 and abs(intercept) < 32768
+    )
 
 
 def check_slice(header: SliceHeader) -> None:
@@ -60,8 +63,11 @@ def check_slice(header: SliceHeader) -> None:
     """
     rows, columns = header.shape
     if rows * columns > _LARGEST_SLICE:
-        raise PixelError(f"{rows}×{columns} pixels in a slice, expected at most {_LARGEST_SLICE}",
-                         where=header.where("Rows"), code="SLICE_TOO_LARGE")
+        raise PixelError(
+            f"{rows}×{columns} pixels in a slice, expected at most {_LARGEST_SLICE}",
+            where=header.where("Rows"),
+            code="SLICE_TOO_LARGE",
+        )
     _ = header.bits, header.signed, header.inverted, header.rescale, header.padding
     location = require_pixels(header.instance)
     if header.instance.transfer_syntax not in NATIVE:
@@ -71,12 +77,20 @@ def check_slice(header: SliceHeader) -> None:
     where = header.where("PixelData")
     if location.length not in (expected, expected + expected % 2):
         found = "undefined" if location.length < 0 else f"{location.length} bytes"
-        raise PixelError(f"the length of {tags.named('PixelData')} is {found}, expected {expected} bytes for {rows} "
-                         f"rows, {columns} columns, {frames} frame{'s' if frames > 1 else ''}", where=where,
-                         code="PIXEL_LENGTH", todo="copy or export the instance again")
+        raise PixelError(
+            f"the length of {tags.named('PixelData')} is {found}, expected {expected} bytes for {rows} "
+            f"rows, {columns} columns, {frames} frame{'s' if frames > 1 else ''}",
+            where=where,
+            code="PIXEL_LENGTH",
+            todo="copy or export the instance again",
+        )
     if location.available < expected:
-        raise PixelError(f"the file ends inside {tags.named('PixelData')}: {location.available} of {expected} bytes",
-                         where=where, code="PIXEL_TRUNCATED", todo="copy or export the instance again")
+        raise PixelError(
+            f"the file ends inside {tags.named('PixelData')}: {location.available} of {expected} bytes",
+            where=where,
+            code="PIXEL_TRUNCATED",
+            todo="copy or export the instance again",
+        )
 
 
 def stored_values(header: SliceHeader, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -96,9 +110,12 @@ def stored_values(header: SliceHeader, out: NDArray[Any] | None = None) -> NDArr
     else:
         values = codecs.decode_frame(header)
         if values.shape != header.shape or values.dtype.itemsize != dtype.itemsize:
-            raise PixelError(f"the decoder returned {values.shape} {values.dtype}, the header says {header.shape} "
-                             f"{dtype}", where=header.where("PixelData"), code="PIXEL_DECODE",
-                             todo="copy or export the instance again")
+            raise PixelError(
+                f"the decoder returned {values.shape} {values.dtype}, the header says {header.shape} {dtype}",
+                where=header.where("PixelData"),
+                code="PIXEL_DECODE",
+                todo="copy or export the instance again",
+            )
         values = values.view(dtype) if values.dtype.kind != dtype.kind else values
     return _sign_extend(values, header)
 
@@ -113,13 +130,16 @@ def _native(header: SliceHeader, dtype: np.dtype[Any], out: NDArray[Any] | None)
         target = np.empty((rows, columns), dtype)
     location = require_pixels(header.instance)
     offset = location.offset + max(header.frame - 1, 0) * size
-    got = read_range(header.instance, offset, memoryview(target.reshape(-1).view(np.uint8)))
+    got = read_range(header.instance, offset, memoryview(target.reshape(-1).view(np.uint8).data))
     if got < size:
-        raise PixelError(f"the file ends inside {tags.named('PixelData')}: {got} of {size} bytes",
-                         where=header.where("PixelData"), code="PIXEL_TRUNCATED",
-                         todo="copy or export the instance again")
+        raise PixelError(
+            f"the file ends inside {tags.named('PixelData')}: {got} of {size} bytes",
+            where=header.where("PixelData"),
+            code="PIXEL_TRUNCATED",
+            todo="copy or export the instance again",
+        )
     if dtype.itemsize == 1 and header.instance.transfer_syntax == EXPLICIT_BE and location.vr == "OW":
-        target.reshape(-1)[:size // 2 * 2].view(np.uint16).byteswap(inplace=True)
+        target.reshape(-1)[: size // 2 * 2].view(np.uint16).byteswap(inplace=True)
     if not dtype.isnative:
         return target.byteswap(inplace=True).view(dtype.newbyteorder("="))
     return target
@@ -251,7 +271,10 @@ def _modality_lut(header: SliceHeader) -> NDArray[np.float32] | None:
         if len(data) < count:
             raise ValueError(f"{len(data)} values, expected {count}")
     except (ValueError, IndexError) as error:
-        raise PixelError(f"{tags.named('ModalityLUTSequence')} cannot be used: {error}",
-                         where=header.where("ModalityLUTSequence"), code="MODALITY_LUT_INVALID",
-                         todo="export the series with rescale slope and intercept") from error
+        raise PixelError(
+            f"{tags.named('ModalityLUTSequence')} cannot be used: {error}",
+            where=header.where("ModalityLUTSequence"),
+            code="MODALITY_LUT_INVALID",
+            todo="export the series with rescale slope and intercept",
+        ) from error
     return np.array([first, *data[:count]], np.float32)

@@ -20,17 +20,41 @@ from wetread.errors import Notice, WetreadError
 from wetread.volume import Grid, SliceRef, Volume
 
 _ATTRIBUTES = {
-    "modality": "Modality", "description": "SeriesDescription", "protocol": "ProtocolName",
-    "scanning_sequence": "ScanningSequence", "sequence_variant": "SequenceVariant", "sequence_name": "SequenceName",
-    "pulse_sequence": "PulseSequenceName", "body_part": "BodyPartExamined", "image_type": "ImageType",
-    "series_instance_uid": "SeriesInstanceUID", "study_instance_uid": "StudyInstanceUID",
-    "series_number": "SeriesNumber", "study_description": "StudyDescription", "kernel": "ConvolutionKernel",
-    "slice_thickness_mm": "SliceThickness", "manufacturer": "Manufacturer", "model": "ManufacturerModelName",
-    "contrast": "ContrastBolusAgent", "patient_position": "PatientPosition", "echo_time_ms": "EchoTime",
-    "repetition_time_ms": "RepetitionTime", "inversion_time_ms": "InversionTime", "b_value": "DiffusionBValue",
-    "frame_of_reference_uid": "FrameOfReferenceUID", "sop_class_uid": "SOPClassUID", "study_date": "StudyDate",
+    "modality": "Modality",
+    "description": "SeriesDescription",
+    "protocol": "ProtocolName",
+    "scanning_sequence": "ScanningSequence",
+    "sequence_variant": "SequenceVariant",
+    "sequence_name": "SequenceName",
+    "pulse_sequence": "PulseSequenceName",
+    "body_part": "BodyPartExamined",
+    "image_type": "ImageType",
+    "series_instance_uid": "SeriesInstanceUID",
+    "study_instance_uid": "StudyInstanceUID",
+    "series_number": "SeriesNumber",
+    "study_description": "StudyDescription",
+    "kernel": "ConvolutionKernel",
+    "slice_thickness_mm": "SliceThickness",
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturerModelName",
+    "contrast": "ContrastBolusAgent",
+    "patient_position": "PatientPosition",
+    "echo_time_ms": "EchoTime",
+    "repetition_time_ms": "RepetitionTime",
+    "inversion_time_ms": "InversionTime",
+    "b_value": "DiffusionBValue",
+    "frame_of_reference_uid": "FrameOfReferenceUID",
+    "sop_class_uid": "SOPClassUID",
+    "study_date": "StudyDate",
 }
-_PER_FRAME = {"ImageType", "SliceThickness", "EchoTime", "RepetitionTime", "DiffusionBValue", "FrameOfReferenceUID"}
+_PER_FRAME = {
+    "ImageType",
+    "SliceThickness",
+    "EchoTime",
+    "RepetitionTime",
+    "DiffusionBValue",
+    "FrameOfReferenceUID",
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +79,9 @@ class Series:
         problems: errors of instances of the same series that could not be used; they make it unreadable.
     """
 
-    def __init__(self, slices: Iterable[SliceHeader], *, split: str = "",
-                 problems: Iterable[WetreadError] = ()) -> None:
+    def __init__(
+        self, slices: Iterable[SliceHeader], *, split: str = "", problems: Iterable[WetreadError] = ()
+    ) -> None:
         self.slices = tuple(slices)
         self.split = split
         self.problems = tuple(problems)
@@ -75,11 +100,22 @@ class Series:
             return {}
         first = self.slices[0]
         with tags.quiet():
-            found = {name: first.text(keyword) if keyword in _PER_FRAME
-                     else tags.decoded(first.instance.dataset, keyword) for name, keyword in _ATTRIBUTES.items()}
+            found = {
+                name: first.text(keyword)
+                if keyword in _PER_FRAME
+                else tags.decoded(first.instance.dataset, keyword)
+                for name, keyword in _ATTRIBUTES.items()
+            }
         found["image_type"] = "\\".join(first.image_type)
-        found["sequence"] = " ".join(filter(None, (found[name] for name in (
-            "sequence_name", "scanning_sequence", "sequence_variant", "pulse_sequence"))))
+        found["sequence"] = " ".join(
+            filter(
+                None,
+                (
+                    found[name]
+                    for name in ("sequence_name", "scanning_sequence", "sequence_variant", "pulse_sequence")
+                ),
+            )
+        )
         return {name: value for name, value in found.items() if value}
 
     @property
@@ -117,8 +153,9 @@ class Series:
         """
         return self.arrangement.grid, self.arrangement.notices
 
-    def volume(self, *, threads: int | None = None,
-               progress: Progress | None = None) -> tuple[Volume, tuple[Notice, ...]]:
+    def volume(
+        self, *, threads: int | None = None, progress: Progress | None = None
+    ) -> tuple[Volume, tuple[Notice, ...]]:
         """The voxels on the grid, and what was repaired for both.
 
         Raises:
@@ -137,7 +174,7 @@ class Series:
 
     @cached_property
     def source_slices(self) -> tuple[SourceSlice, ...]:
-        """The source slices with their own places, ordered along the grid's first axis, without duplicates."""
+        """The source slices with their own places, ordered along the grid's first axis."""
         return tuple(SourceSlice(header.ref, slice_affine(header)) for header in self.arrangement.order)
 
     @cached_property

@@ -1,9 +1,9 @@
 """Splitting: which slices of one Series Instance UID belong to one volume.
 
-A series may hold more than one volume: echoes, phases, b-values, time points, Dixon images, localisers. Slices
-are always told apart by frame of reference, by orientation (more than 5°) and by whether they are localisers.
-Everything else, image type and acquisition number included, splits only where positions repeat: in one head CT
-21 acquisition numbers belong to 28 slices of a single volume.
+A series may hold more than one volume: echoes, phases, b-values, time points, Dixon images, localisers.
+Slices are always told apart by frame of reference, by orientation (more than 5°) and by whether they are
+localisers. Everything else, image type and acquisition number included, splits only where positions repeat:
+in one head CT 21 acquisition numbers belong to 28 slices of a single volume.
 """
 
 from __future__ import annotations
@@ -110,8 +110,10 @@ def _partition(group: Group, name: str, key: Callable[[SliceHeader], str]) -> li
         parts[key(header)].append(header)
     if len(parts) == 1:
         return [group]
-    return [Group(tuple(part), _because(group.reason, f"{name} {value or 'not given'}"))
-            for value, part in parts.items()]
+    return [
+        Group(tuple(part), _because(group.reason, f"{name} {value or 'not given'}"))
+        for value, part in parts.items()
+    ]
 
 
 def _because(before: str, reason: str) -> str:
@@ -127,8 +129,11 @@ def _by_orientation(group: Group) -> list[Group]:
         at = known.get(header.orientation)
         if at is None:
             plane = plane_directions(header)
-            near = (k for k, (other, _) in enumerate(parts)
-                    if np.linalg.norm(plane - other, axis=1).max() <= limit)
+            near = (
+                k
+                for k, (other, _) in enumerate(parts)
+                if np.linalg.norm(plane - other, axis=1).max() <= limit
+            )
             at = next(near, len(parts))
             if at == len(parts):
                 parts.append((plane, []))
@@ -136,12 +141,14 @@ def _by_orientation(group: Group) -> list[Group]:
         parts[at][1].append(header)
     if len(parts) == 1:
         return [group]
-    return [Group(tuple(part), _because(group.reason, f"orientation {k}"))
-            for k, (_, part) in enumerate(parts, start=1)]
+    return [
+        Group(tuple(part), _because(group.reason, f"orientation {k}"))
+        for k, (_, part) in enumerate(parts, start=1)
+    ]
 
 
 def _by_keys(group: Group, start: int) -> list[Group]:
-    """Splits by the first key, from ``start`` on, that tells slices at one position apart; then each part again."""
+    """Splits by the first key, from ``start`` on, that tells slices at one position apart."""
     places = _places(group.slices)
     repeats = max(Counter(places).values())
     if repeats == 1:

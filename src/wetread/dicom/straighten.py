@@ -1,8 +1,8 @@
 """Straightening: moving slices to where their headers say they are, and labels back onto the slices.
 
-Forward: each voxel of the grid is interpolated linearly between the two slices around it, and each slice linearly
-within its plane; exact for values that change linearly in space. Back: each pixel of a source slice takes the
-label of the nearest voxel.
+Forward: each voxel of the grid is interpolated linearly between the two slices around it, and each slice
+linearly within its plane; exact for values that change linearly in space. Back: each pixel of a source slice
+takes the label of the nearest voxel.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ def straighten(voxels: NDArray[Any], arrangement: Arrangement, fill: float) -> N
             rows, columns, values = _shifted(voxels[only], arrangement.shifts[only])
             out[index, rows, columns] = values
             continue
-        _blend(out[index], _shifted(voxels[below], arrangement.shifts[below]),
-               _shifted(voxels[above], arrangement.shifts[above]), weight)
+        _blend(
+            out[index],
+            _shifted(voxels[below], arrangement.shifts[below]),
+            _shifted(voxels[above], arrangement.shifts[above]),
+            weight,
+        )
     return out
 
 
@@ -56,14 +60,19 @@ def _blend(out: NDArray[np.float32], low: _Placed, high: _Placed, weight: float)
     columns = slice(max(low[1].start, high[1].start), min(low[1].stop, high[1].stop))
     if rows.start >= rows.stop or columns.start >= columns.stop:
         return
-    parts = [part[2][rows.start - part[0].start:rows.stop - part[0].start,
-                     columns.start - part[1].start:columns.stop - part[1].start] for part in (low, high)]
+    parts = [
+        part[2][
+            rows.start - part[0].start : rows.stop - part[0].start,
+            columns.start - part[1].start : columns.stop - part[1].start,
+        ]
+        for part in (low, high)
+    ]
     out[rows, columns] = parts[0] + np.float32(weight) * (parts[1] - parts[0])
 
 
 def _shifted(plane: NDArray[Any], shift: NDArray[np.float64]) -> _Placed:
     """A slice moved by a fractional number of voxels: where it lands, and its values there."""
-    values = plane.astype(np.float32)
+    values: NDArray[np.float32] = plane.astype(np.float32)
     places = []
     for axis in (0, 1):
         start = int(np.floor(shift[axis] + _NEGLIGIBLE))
@@ -73,7 +82,7 @@ def _shifted(plane: NDArray[Any], shift: NDArray[np.float64]) -> _Placed:
             padded = np.concatenate([values.take([0], axis), values, values.take([-1], axis)], axis)
             head, tail = [slice(None)] * 2, [slice(None)] * 2
             head[axis], tail[axis] = slice(None, -1), slice(1, None)
-            values = np.float32(part) * padded[tuple(head)] + np.float32(1 - part) * padded[tuple(tail)]
+            values = padded[tuple(tail)] + np.float32(part) * (padded[tuple(head)] - padded[tuple(tail)])
         places.append(slice(start, start + values.shape[axis]))
     return places[0], places[1], values
 
@@ -92,8 +101,9 @@ def to_source(labels: NDArray[np.uint8], arrangement: Arrangement) -> NDArray[np
         GeometryError: the labels do not have the grid's shape.
     """
     if labels.shape != arrangement.grid.shape:
-        raise GeometryError(f"labels have shape {labels.shape}, the grid has {arrangement.grid.shape}",
-                            code="VOLUME_SHAPE")
+        raise GeometryError(
+            f"labels have shape {labels.shape}, the grid has {arrangement.grid.shape}", code="VOLUME_SHAPE"
+        )
     if arrangement.is_identity:
         return labels
     rows, columns = arrangement.order[0].shape
@@ -101,6 +111,6 @@ def to_source(labels: NDArray[np.uint8], arrangement: Arrangement) -> NDArray[np
     for k, (level, shift) in enumerate(zip(arrangement.levels, arrangement.shifts, strict=True)):
         index = int(np.clip(round(float(level)), 0, labels.shape[0] - 1))
         row, column = int(np.floor(shift[0] + 0.5)), int(np.floor(shift[1] + 0.5))
-        part = labels[index, row:row + rows, column:column + columns]
-        out[k, :part.shape[0], :part.shape[1]] = part
+        part = labels[index, row : row + rows, column : column + columns]
+        out[k, : part.shape[0], : part.shape[1]] = part
     return out

@@ -23,9 +23,12 @@ from wetread.errors import FileFormatError, GeometryError, InputError, Notice, P
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 # Classes that carry pixels of an acquisition: CT, MR, PET, secondary capture, NM, and their enhanced forms.
-_IMAGE_CLASSES = frozenset(_STORAGE + part for part in (
-    "2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1", "7", "7.1", "7.2", "7.3", "20"))
-# Objects with pixels that are no images of the patient: segmentations, dose, parametric maps, presentation states.
+_IMAGE_CLASSES = frozenset(
+    _STORAGE + part
+    for part in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1", "7", "7.1", "7.2", "7.3", "20")
+)
+# Objects with pixels that are no images of the patient: segmentations, dose, parametric maps, presentation
+# states.
 _NOT_IMAGES = frozenset(_STORAGE + part for part in ("66.4", "66.7", "481.2", "30"))
 _SHOWN = 5
 
@@ -41,8 +44,13 @@ class Study:
         notices: files that were left out, and why.
     """
 
-    def __init__(self, path: Path, series: tuple[Series, ...], notices: tuple[Notice, ...],
-                 resources: ExitStack | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        series: tuple[Series, ...],
+        notices: tuple[Notice, ...],
+        resources: ExitStack | None = None,
+    ) -> None:
         self.path = path
         self.series = series
         self.notices = notices
@@ -55,8 +63,9 @@ class Study:
     def __enter__(self) -> Study:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -116,18 +125,34 @@ class _Scan:
     def notices(self) -> tuple[Notice, ...]:
         """One notice for each problem, and one for all strays and for each kind of other object."""
         found = [Notice(error.code, error.what + "; left out", error.where) for _, error in self.problems]
-        found += [Notice("TRANSFER_SYNTAX_MISSING", problem, instance.label)
-                  for instance in self.instances for problem in instance.problems][:_SHOWN]
+        found += [
+            Notice("TRANSFER_SYNTAX_MISSING", problem, instance.label)
+            for instance in self.instances
+            for problem in instance.problems
+        ][:_SHOWN]
         if self.refilled:
-            found.append(Notice("SOP_UIDS_MISSING", f"{self.refilled} instances without SOP Instance or Class UID; taken "
-                                "from the file meta information", self.instances[0].source.name))
+            found.append(
+                Notice(
+                    "SOP_UIDS_MISSING",
+                    f"{self.refilled} instances without SOP Instance or Class UID; taken "
+                    "from the file meta information",
+                    self.instances[0].source.name,
+                )
+            )
         found += self.completed
         if self.stray:
             shown = ", ".join(self.stray[:_SHOWN]) + (", …" if len(self.stray) > _SHOWN else "")
-            found.append(Notice("STRAY_FILES", f"{len(self.stray)} files that are not DICOM were left out", shown))
+            found.append(
+                Notice("STRAY_FILES", f"{len(self.stray)} files that are not DICOM were left out", shown)
+            )
         for kind, count in Counter(instance.modality or "?" for instance in self.other).items():
-            found.append(Notice("NOT_IMAGES", f"{count} DICOM objects of modality {kind} that are no images were left "
-                                "out", next(i for i in self.other if (i.modality or "?") == kind).source.name))
+            found.append(
+                Notice(
+                    "NOT_IMAGES",
+                    f"{count} DICOM objects of modality {kind} that are no images were left out",
+                    next(i for i in self.other if (i.modality or "?") == kind).source.name,
+                )
+            )
         return tuple(found)
 
 
@@ -163,9 +188,17 @@ def _scan(sources: Iterable[Source]) -> _Scan:
     for directory in scan.directories:
         for series, uid in missing_instances(directory, present):
             if series in known:
-                scan.problems.append((series, FileFormatError(
-                    f"instance {uid} is listed and not there", where=directory.source.name, code="INSTANCE_MISSING",
-                    todo="copy the study with all of its files")))
+                scan.problems.append(
+                    (
+                        series,
+                        FileFormatError(
+                            f"instance {uid} is listed and not there",
+                            where=directory.source.name,
+                            code="INSTANCE_MISSING",
+                            todo="copy the study with all of its files",
+                        ),
+                    )
+                )
     return scan
 
 
@@ -175,7 +208,7 @@ def _claims(name: str) -> bool:
 
 
 def _is_image(instance: Instance) -> bool:
-    """True for images of the patient, whole or not; False for reports, segmentations, structure sets and the like."""
+    """True for images of the patient, whole or not; False for reports, segmentations and the like."""
     kind = instance.text("SOPClassUID")
     if kind in _NOT_IMAGES:
         return False
@@ -184,14 +217,16 @@ def _is_image(instance: Instance) -> bool:
     return not kind and instance.modality in ("", "CT", "MR", "PT")
 
 
-def gather(instances: Iterable[Instance], problems: Iterable[tuple[str, InputError]] = ()) -> tuple[Series, ...]:
+def gather(
+    instances: Iterable[Instance], problems: Iterable[tuple[str, InputError]] = ()
+) -> tuple[Series, ...]:
     """Groups instances into series and splits what is more than one volume.
 
     Args:
         instances: headers in any order.
-        problems: (Series Instance UID or "", error) of files that could not be used; a series with a problem of
-            its own refuses to be read, and one with a missing instance number does when there is a problem of
-            unknown series.
+        problems: (Series Instance UID or "", error) of files that could not be used; a series with a problem
+            of its own refuses to be read, and one with a missing instance number does when there is a
+            problem of unknown series.
 
     Returns:
         Volume candidates, ordered by series number, then by first appearance.
@@ -222,10 +257,15 @@ def _missing_numbers(members: list[Instance], problems: list[InputError]) -> lis
     holes = numbers[-1] - numbers[0] + 1 - len(numbers)
     if numbers[0] <= 0 or len(numbers) != len(members) or not 0 < holes <= len(problems):
         return []
-    return [FileFormatError(f"{holes} instance number{'s are' if holes > 1 else ' is'} missing and "
-                            f"{len(problems)} files are broken, the first: {problems[0].what}",
-                            where=problems[0].where, code="INSTANCE_MISSING",
-                            todo="copy the study again with all of its files")]
+    return [
+        FileFormatError(
+            f"{holes} instance number{'s are' if holes > 1 else ' is'} missing and "
+            f"{len(problems)} files are broken, the first: {problems[0].what}",
+            where=problems[0].where,
+            code="INSTANCE_MISSING",
+            todo="copy the study again with all of its files",
+        )
+    ]
 
 
 def _series_number(series: Series) -> float:
@@ -241,7 +281,13 @@ def _nothing(path: Path, scan: _Scan) -> InputError:
         return scan.problems[0][1]
     if scan.other:
         kinds = ", ".join(sorted({instance.modality or "?" for instance in scan.other}))
-        return StudyNotFoundError(f"no images, only DICOM objects of modality {kinds}", where=str(path),
-                                  todo="give the folder of the images")
-    return StudyNotFoundError(f"no DICOM images among {len(scan.stray)} files", where=str(path),
-                              todo="give a DICOM folder, a DICOM file or a zip of one")
+        return StudyNotFoundError(
+            f"no images, only DICOM objects of modality {kinds}",
+            where=str(path),
+            todo="give the folder of the images",
+        )
+    return StudyNotFoundError(
+        f"no DICOM images among {len(scan.stray)} files",
+        where=str(path),
+        todo="give a DICOM folder, a DICOM file or a zip of one",
+    )

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from wetread.errors import GeometryError, OutputError, PixelError
 from wetread.volume import Volume
 
-_IMPLEMENTATION_UID = "2.25.297148273415932842746128164028105398012"
+_IMPLEMENTATION_UID = UID("2.25.297148273415932842746128164028105398012")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ class SeriesNames:
     series_number: int = 1
     date: str = "20260101"
 
-    def uid(self, *parts: object) -> str:
+    def uid(self, *parts: object) -> UID:
         """A UID under 2.25 from the seed, the patient and some parts (PS3.5 section B.2)."""
         content = "\0".join(map(str, ("wetread", self.seed, self.patient_id, *parts))).encode()
-        return f"2.25.{int.from_bytes(hashlib.sha256(content).digest()[:16], 'big')}"
+        return UID(f"2.25.{int.from_bytes(hashlib.sha256(content).digest()[:16], 'big')}")
 
 
-def write_ct_series(volume: Volume, folder: Path, *, names: SeriesNames | None = None,
-                    kernel: str = "B50f") -> tuple[Path, ...]:
+def write_ct_series(
+    volume: Volume, folder: Path, *, names: SeriesNames | None = None, kernel: str = "B50f"
+) -> tuple[Path, ...]:
     """Writes a volume as one CT series, one file for each index along its first axis.
 
     Args:
@@ -69,11 +70,16 @@ def write_ct_series(volume: Volume, folder: Path, *, names: SeriesNames | None =
     names = names or SeriesNames()
     grid = volume.grid
     if volume.voxels.ndim != 3 or not grid.is_orthogonal or np.linalg.det(grid.directions[:, ::-1]) < 0:
-        raise GeometryError("a CT series needs one channel on an orthogonal grid with axes [slice, row, column]",
-                            code="NOT_A_SERIES", todo="flip or resample the volume first")
+        raise GeometryError(
+            "a CT series needs one channel on an orthogonal grid with axes [slice, row, column]",
+            code="NOT_A_SERIES",
+            todo="flip or resample the volume first",
+        )
     low, high = float(volume.voxels.min()), float(volume.voxels.max())
     if low < -32768 or high > 32767:
-        raise PixelError(f"values run from {low:g} to {high:g}, expected -32768 to 32767 HU", code="PIXEL_RANGE")
+        raise PixelError(
+            f"values run from {low:g} to {high:g}, expected -32768 to 32767 HU", code="PIXEL_RANGE"
+        )
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +88,11 @@ def write_ct_series(volume: Volume, folder: Path, *, names: SeriesNames | None =
             slice_dataset(volume, index, names, kernel).save_as(path, enforce_file_format=True)
             written.append(path)
     except OSError as error:
-        raise OutputError(f"the series cannot be written: {error.strerror or error}", where=str(folder),
-                          todo="check space and permissions") from error
+        raise OutputError(
+            f"the series cannot be written: {error.strerror or error}",
+            where=str(folder),
+            todo="check space and permissions",
+        ) from error
     return tuple(written)
 
 
@@ -135,7 +144,11 @@ def _identify(dataset: Dataset, names: SeriesNames, index: int, frame_of_referen
     dataset.StudyID = "1"
     dataset.StudyDescription = "Synthetic phantom, not a patient"
     dataset.SeriesDescription = names.description
-    dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = names.series_number, index + 1, 1
+    dataset.SeriesNumber, dataset.InstanceNumber, dataset.AcquisitionNumber = (
+        names.series_number,
+        index + 1,
+        1,
+    )
     dataset.Modality = "CT"
     dataset.Manufacturer = "wetread"
     dataset.ManufacturerModelName = "synthetic phantom"

@@ -1,7 +1,7 @@
 """Raw values of DICOM elements, read without the cost and the warnings of full conversion.
 
-pydicom keeps an element as raw bytes until it is asked for. Geometry needs some twenty elements of each slice,
-so they are parsed from those bytes here, strictly: what is not a number is an error, never a guess.
+pydicom keeps an element as raw bytes until it is asked for. Geometry needs some twenty elements of each
+slice, so they are parsed from those bytes here, strictly: what is not a number is an error, never a guess.
 Value representations and their encodings: DICOM PS3.5 section 6.2.
 """
 
@@ -12,15 +12,25 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FD": "d", "FL": "f", "OW": "H", "US or SS": "H"}
-_CONVERSION_ERRORS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
-                      struct.error, LookupError, EOFError, RecursionError)
+_CONVERSION_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    struct.error,
+    LookupError,
+    EOFError,
+    RecursionError,
+)
 
 Elements = Mapping[int, Any]
 _tags: dict[str, int] = {}
@@ -45,7 +55,7 @@ def named(keyword: str) -> str:
 
 def raw_elements(dataset: Dataset) -> Elements:
     """The elements of a data set by tag, as they are held: raw ones stay raw."""
-    return dataset._dict
+    return cast(Elements, dataset._dict)
 
 
 def text(element: Any) -> str:
@@ -144,7 +154,7 @@ _quiet_saved: Any = None
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences pydicom's warnings about what is checked here anyway; safe when several threads read at once."""
+    """Silences pydicom's warnings about what is checked here anyway; safe in several threads at once."""
     global _quiet_depth, _quiet_saved  # noqa: PLW0603 - the filters are global too
     with _quiet_lock:
         _quiet_depth += 1
