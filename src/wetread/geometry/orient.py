@@ -46,16 +46,21 @@ class Orientation:
         """True where nothing changes."""
         return self.axes == (0, 1, 2) and not any(self.flips)
 
+    @property
+    def _directions(self) -> tuple[Any, ...]:
+        return (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))
+
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """View of ``(..., a, b, c)`` in the new order."""
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return turned[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
+        view: NDArray[Any] = turned[self._directions]
+        return view
 
     def undo(self, array: NDArray[Any]) -> NDArray[Any]:
         """View of ``(..., a, b, c)`` in the old order."""
         lead = array.ndim - 3
-        turned = array[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
+        turned: NDArray[Any] = array[self._directions]
         return turned.transpose(*range(lead), *(lead + self.axes.index(axis) for axis in range(3)))
 
     def grid(self, grid: Grid) -> Grid:

@@ -12,6 +12,7 @@ its turn adds its own size at most.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,7 +59,7 @@ class Blender:
         spans = [axis.span(number) for number in range(len(axis.starts))]
         cuts = sorted({edge for span in spans for edge in span})
         self._blocks = []
-        for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        for first, last in itertools.pairwise(cuts):
             rows = [number for number, (a, b) in enumerate(spans) if a <= first and last <= b]
             self._blocks.append(_Block(first, last, (rows[0], rows[-1]), len(rows) * plan.per_row))
 

@@ -1,14 +1,15 @@
 """Where a network looks: the place `body` or `lungs` of a CT, in blocks of voxels.
 
 Hounsfield units of source voxels are counted into blocks of about 8 mm (4 mm under `fitted`), anchored to
-the lattice (under `fitted`, to the prepared grid). A voxel is *airy* with −970 < HU < −400 (aerated lung;
-air around the patient and in the bowel lies at −1000) and *soft* above −300 HU.
+the lattice (under `fitted`, to the prepared grid). A voxel is *airy* with −950 < HU < −400: aerated lung,
+down to the usual limit of emphysema; air around the patient and in the bowel lies at −1000, the foam of
+mattresses and table tops about −950. A voxel is *soft* above −300 HU.
 
-Under `lattice` the rule is local. A block is a candidate where at least 60 % of its voxels are airy
-(lungs), or airy or at least half soft (body). A seed is a candidate that belongs to a cube of 2×2×2
-candidates: thinner things (mattress, table top, rims of gas) are none. The place is every block within the
-margin of a seed, where the margin is rounded up to whole blocks and measured along each axis (a box, not
-a ball). So the place in a window depends on source voxels within the margin and one block around it.
+Under `lattice` the rule is local. A block is a candidate where at least half of its voxels are airy (lungs),
+or airy or soft (body). A seed is a candidate that belongs to a cube of candidates of 24 mm (3×3×3 blocks):
+thinner things (mattress, table top, rims of gas) are none. The place is every block within the margin of a
+seed, where the margin is rounded up to whole blocks and measured along each axis (a box, not a ball). So the
+place in a window depends on source voxels within the margin and one cube around it.
 
 Under `fitted` the place comes from the whole image: the body is the largest component of soft blocks after
 opening, holes filled in axial planes; the lungs are airy components of 10 ml or more inside it, after
@@ -21,6 +22,7 @@ Outside the place the labels are cleared.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +34,10 @@ from wetread.inference.windows import Window, WindowPlan
 from wetread.recipe import Recipe
 from wetread.volume import Grid
 
-AIRY_HU = (-970.0, -400.0)
+AIRY_HU = (-950.0, -400.0)
 SOFT_HU = -300.0
-AIRY_PART = 0.6
-SOFT_PART = 0.5
+PART = 0.5
+_CUBE_MM = {True: 24.0, False: 8.0}  # lattice, fitted
 _LUNG_ML = 10.0
 Bools = NDArray[np.bool_]
 
@@ -89,10 +91,12 @@ class PlaceMap:
         self._missing = np.bincount(bins[0], minlength=shape[0])
         size_mm = [n * s for n, s in zip(self._size, prepared.spacing_mm, strict=True)]
         self._margin = [math.ceil(recipe.place.margin_mm / s - 1e-9) for s in size_mm]
+        cube = _CUBE_MM[self._local]
+        self._cube = [max(1, round(cube / s)) for s in size_mm]
         self._block_ml = float(np.prod(size_mm)) / 1000
         self._place: Bools | None = None
 
-    def add(self, index: int, plane: NDArray[np.generic]) -> None:
+    def add(self, index: int, plane: NDArray[Any]) -> None:
         """Counts one source slice (rows, columns) in Hounsfield units."""
         part = plane[self._take]
         block = self._slice_block[index]
@@ -108,7 +112,7 @@ class PlaceMap:
             return not self._missing.any()
         along = self._order[0]
         first, last = self._box(window)[along]
-        reach = self._margin[along] + 1
+        reach = self._margin[along] + self._cube[along] - 1
         return not self._missing[max(0, first - reach) : last + reach].any()
 
     def near(self, window: Window) -> bool:
@@ -134,13 +138,14 @@ class PlaceMap:
             order = tuple(self._order.index(axis) for axis in range(3))
             airy, soft, all_ = (x.transpose(order) for x in (self._airy, self._soft, self._all))
             some = all_ > 0
-            lung = some & (airy >= AIRY_PART * all_)
-            flesh = some & (soft >= SOFT_PART * all_)
+            lung = some & (airy >= PART * all_)
+            flesh = some & (soft >= PART * all_)
             if self._local:
-                seeds = _opened(lung if self._kind == "lungs" else lung | flesh)
+                seeds = _opened(lung if self._kind == "lungs" else lung | flesh, self._cube)
             else:
-                body = _body(flesh, self._axial)
-                seeds = body if self._kind == "body" else _lungs(lung & body, self._block_ml)
+                seeds = _body(_opened(flesh, self._cube), self._axial)
+                if self._kind == "lungs":
+                    seeds = _lungs(_opened(lung & seeds, self._cube), self._block_ml)
             size = [2 * margin + 1 for margin in self._margin]
             self._place = ndimage.maximum_filter(seeds, size=size, mode="constant", cval=False)
         return self._place
@@ -159,33 +164,15 @@ def _counted(
     return counts
 
 
-def _opened(blocks: Bools) -> Bools:
-    """Union of all cubes of 2×2×2 True blocks; along an axis of one block, of 1."""
-    cubes = blocks
-    for axis in range(3):
-        if blocks.shape[axis] > 1:
-            low, high = _pair(axis)
-            cubes = cubes[low] & cubes[high]
-    union = cubes
-    for axis in range(3):
-        if blocks.shape[axis] > 1:
-            pad = [(0, 0)] * 3
-            pad[axis] = (1, 1)
-            padded = np.pad(union, pad)
-            low, high = _pair(axis)
-            union = padded[low] | padded[high]
-    return np.asarray(union)
-
-
-def _pair(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    low, high = [slice(None)] * 3, [slice(None)] * 3
-    low[axis], high[axis] = slice(None, -1), slice(1, None)
-    return tuple(low), tuple(high)
+def _opened(blocks: Bools, cube: list[int]) -> Bools:
+    """Union of all cubes of True blocks; along an axis shorter than the cube, of its whole length."""
+    sizes = [min(n, count) for n, count in zip(cube, blocks.shape, strict=True)]
+    return np.asarray(ndimage.binary_opening(blocks, np.ones(sizes, bool)))
 
 
 def _body(flesh: Bools, axial: int) -> Bools:
-    """Largest component of opened flesh, holes filled in each axial plane."""
-    labels, count = ndimage.label(_opened(flesh))
+    """Largest component, holes filled in each axial plane."""
+    labels, count = ndimage.label(flesh)
     if count == 0:
         return np.zeros_like(flesh)
     sizes = np.bincount(labels.ravel())
@@ -196,8 +183,8 @@ def _body(flesh: Bools, axial: int) -> Bools:
 
 
 def _lungs(air: Bools, block_ml: float) -> Bools:
-    """Components of opened air that hold 10 ml or more."""
-    labels, count = ndimage.label(_opened(air))
+    """Components that hold 10 ml or more."""
+    labels, count = ndimage.label(air)
     if count == 0:
         return np.zeros_like(air)
     large = np.bincount(labels.ravel()) * block_ml >= _LUNG_ML

@@ -8,6 +8,7 @@ does, always in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +124,7 @@ class Runner:
                     self._sweep.fill(window, part)
                 plain = slot.inputs[:count] if self._passes == 1 else slot.inputs[:count].copy()
             else:
-                slot.inputs[:count] = np.flip(plain, [2 + axis for axis in self._flips[flip]])
+                slot.inputs[:count] = np.flip(plain, _array_axes(self._flips[flip]))
             slot.batch, slot.number, slot.flips = batch, number, self._flips[flip]
             self.timings.fill_s += time.perf_counter() - began
             before = stream.running
@@ -158,7 +159,7 @@ class Runner:
         slot.batch = None
         outputs = slot.outputs[: len(batch.windows)]
         if self._passes > 1:
-            batch.outputs[slot.number] = np.flip(outputs, [2 + axis for axis in slot.flips]).copy()
+            batch.outputs[slot.number] = np.flip(outputs, _array_axes(slot.flips)).copy()
             if len(batch.outputs) < self._passes:
                 self.timings.blend_s += time.perf_counter() - began
                 return
@@ -204,10 +205,8 @@ class Runner:
         """After an error: leaves no batch running, forgets their results."""
         for stream in itertools.chain.from_iterable(self._streams):
             if stream.running is not None and stream.running.ticket is not None:
-                try:
+                with contextlib.suppress(Exception):  # the first error is the one that is raised
                     stream.running.ticket.wait()
-                except Exception:  # noqa: BLE001, S110 - the first error is the one that is raised
-                    pass
             stream.running = None
 
     def close(self) -> None:
@@ -222,6 +221,11 @@ class Runner:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _array_axes(flips: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of (batch, channels, *spatial) for spatial axes."""
+    return tuple(2 + axis for axis in flips)
 
 
 def run(sweep: Sweep, engines: Engine | Sequence[Engine], progress: Progress | None = None) -> RunTimings:
