@@ -1,0 +1,282 @@
+"""Measurement reports: Comprehensive 3D SR (DICOM PS3.3 A.35.13) after TID 1500, written through highdicom.
+
+One TID 1411 group for each finding; TID 1501 groups where there is no segmentation to refer to, and for each
+kind of lesion that was looked for and not found.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import highdicom.sr as hd
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from wetread.dicom import authorship, codes
+from wetread.dicom.authorship import NOT_CLINICAL, Sources
+from wetread.dicom.seg import BUILD_ERRORS, WrittenSeg, numbered_name
+from wetread.errors import OutputError
+from wetread.findings import Finding, LabelInfo, Provenance, Reading
+from wetread.storage import whole_file
+
+_Group = hd.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.MeasurementsAndQualitativeEvaluations
+_CONTAINS = hd.RelationshipTypeValues.CONTAINS
+
+
+def write_sr(
+    path: Path | str,
+    reading: Reading,
+    sources: Sources,
+    seg: WrittenSeg | None = None,
+    *,
+    uid_seed: str = "",
+) -> str:
+    """Writes the reading as a structured report; one without findings says so.
+
+    Args:
+        path: of the file.
+        reading: findings, labels, notices and provenance.
+        sources: the source slices.
+        seg: the segmentation that `wetread.dicom.seg.write_seg` wrote, whose segments the groups refer to.
+        uid_seed: makes the object's UIDs a function of the seed.
+
+    Returns:
+        SOP Instance UID of the report.
+
+    Raises:
+        OutputError: it could not be built or written, or did not read back; no file is left.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks about values of the source, which are not ours to mend
+            document = _document(reading, sources, seg, uid_seed)
+    except BUILD_ERRORS as error:
+        raise OutputError(
+            f"the report could not be built: {error}",
+            where=Path(path).name,
+            todo="the findings are in reading.json",
+            code="SR_BUILD",
+        ) from error
+    with whole_file(path) as partial:
+        authorship.save(document, partial)
+        _compare(partial, reading)
+    return str(document.SOPInstanceUID)
+
+
+def _document(
+    reading: Reading, sources: Sources, seg: WrittenSeg | None, uid_seed: str
+) -> hd.Comprehensive3DSR:
+    content = hd.MeasurementReport(
+        observation_context=_observer(reading.provenance, sources),
+        procedure_reported=codes.procedure_of(reading.modality),
+        imaging_measurements=_groups(reading, sources, seg),
+        title=codes.REPORT_TITLE,
+    )
+    content[0].ContentSequence.extend(_comments(reading, seg))
+    arguments = authorship.identifiers(reading, "SR", uid_seed)
+    evidence: list[Dataset] = sources.used()
+    if seg is not None:
+        evidence.append(seg.dataset)
+    return hd.Comprehensive3DSR(
+        evidence=evidence,
+        content=content[0],
+        series_number=authorship.SR_SERIES,
+        is_complete=reading.status == "final",
+        is_final=False,
+        is_verified=False,
+        **arguments,
+    )
+
+
+def _observer(made: Provenance, sources: Sources) -> hd.ObservationContext:
+    """TID 1001: an algorithm observed, described as a device (TID 1004)."""
+    device = hd.DeviceObserverIdentifyingAttributes(
+        uid=authorship.new_uid(f"{made.wetread_version}|{made.package_hash}", "device"),
+        name=authorship.line(f"{authorship.NAME} {made.package}"),
+        manufacturer_name=authorship.NAME,
+        model_name=authorship.line(made.package),
+        serial_number=authorship.line(made.package_hash),
+    )
+    return hd.ObservationContext(
+        observer_device_context=hd.ObserverContext(codes.concept(codes.DEVICE), device),
+        subject_context=hd.SubjectContext.from_image(sources.used()[0]),
+    )
+
+
+def _groups(reading: Reading, sources: Sources, seg: WrittenSeg | None) -> list[_Group]:
+    infos = {info.index: info for info in reading.labels}
+    groups = [
+        _lesion(finding, infos[finding.label_index], reading, sources, seg) for finding in reading.findings
+    ]
+    found = {finding.label_index for finding in reading.findings}
+    looked_for = [info for info in reading.labels if info.lesion and info.index not in found]
+    return groups + [_absent(info, reading) for info in looked_for or ([] if groups else reading.labels[:1])]
+
+
+def _algorithm(made: Provenance) -> hd.AlgorithmIdentification:
+    """TID 4019, with the package's hash among the parameters."""
+    return hd.AlgorithmIdentification(
+        name=authorship.line(made.package),
+        version=authorship.line(made.package_version),
+        parameters=[f"{name}={value}" for name, value in authorship.parameters(made).items()],
+        manufacturer=authorship.NAME,
+    )
+
+
+def _lesion(
+    finding: Finding, info: LabelInfo, reading: Reading, sources: Sources, seg: WrittenSeg | None
+) -> _Group:
+    """TID 1411 of a finding with a segment, else TID 1501 that refers to the source slices."""
+    tracking = hd.TrackingIdentifier(uid=finding.tracking_uid, identifier=numbered_name(finding))
+    sites = [hd.FindingSite(codes.concept(info.anatomy))] if info.anatomy else None
+    measurements = _measurements(finding, reading.modality)
+    number = seg.segments.get(finding.number) if seg else None
+    if seg is None or number is None:
+        return hd.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=tracking,
+            finding_type=codes.concept(info.type),
+            finding_category=codes.concept(info.category),
+            finding_sites=sites,
+            algorithm_id=_algorithm(reading.provenance),
+            measurements=measurements,
+            source_images=_source_images(finding, sources),
+        )
+    group = hd.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=tracking,
+        referenced_segment=hd.ReferencedSegment(
+            sop_class_uid=seg.sop_class_uid,
+            sop_instance_uid=seg.sop_instance_uid,
+            segment_number=number,
+            source_series=hd.SourceSeriesForSegmentation(str(sources.first.SeriesInstanceUID)),
+        ),
+        finding_type=codes.concept(info.type),
+        finding_category=codes.concept(info.category),
+        finding_sites=sites,
+        algorithm_id=_algorithm(reading.provenance),
+        measurements=measurements,
+    )
+    if reading.grid.frame_of_reference:
+        group[0].ContentSequence.append(_centre(finding, reading.grid.frame_of_reference))
+    return group
+
+
+def _centre(finding: Finding, frame_of_reference: str) -> hd.Scoord3DContentItem:
+    """Centroid as a point of the frame of reference, LPS mm (TID 1411 may be extended)."""
+    return hd.Scoord3DContentItem(
+        name=codes.CENTER,
+        graphic_type=hd.GraphicTypeValues3D.POINT,
+        graphic_data=np.array([finding.centroid_lps_mm]),
+        frame_of_reference_uid=frame_of_reference,
+        relationship_type=_CONTAINS,
+    )
+
+
+def _source_images(finding: Finding, sources: Sources) -> list[hd.SourceImageForMeasurementGroup]:
+    """The slice in the middle of a finding."""
+    first, last = finding.slice_range
+    ref = sources.slices[min((first + last) // 2, len(sources.slices) - 1)]
+    return [
+        hd.SourceImageForMeasurementGroup(
+            str(sources.instances[ref.sop_instance_uid].SOPClassUID),
+            ref.sop_instance_uid,
+            [ref.frame] if ref.frame else None,
+        )
+    ]
+
+
+def _measurements(finding: Finding, modality: str) -> list[hd.Measurement]:
+    """TID 1419 and TID 300: sizes, intensities, and how sure the network is."""
+    rows: list[tuple[Code, float, Code, Code | None]] = [
+        (codes.VOLUME, round(finding.volume_ml * 1000.0, 3), codes.MM3, None),
+        (codes.LONG_AXIS, round(finding.long_axis_mm, 3), codes.MM, None),
+        (codes.SHORT_AXIS, round(finding.short_axis_mm, 3), codes.MM, None),
+        (codes.DIAMETER_3D, round(finding.diameter_3d_mm, 3), codes.MM, None),
+    ]
+    intensity = codes.intensity_of(modality)
+    if intensity is not None:
+        name, unit = intensity
+        rows += [
+            (name, round(finding.mean, 3), unit, codes.MEAN),
+            (name, round(finding.sd, 3), unit, codes.STANDARD_DEVIATION),
+        ]
+    rows.append((codes.CERTAINTY, round(finding.max_probability * 100.0, 2), codes.PERCENT, None))
+    return [
+        hd.Measurement(name=name, value=value, unit=unit, derivation=derivation)
+        for name, value, unit, derivation in rows
+        if math.isfinite(value)
+    ]
+
+
+def _absent(info: LabelInfo, reading: Reading) -> hd.MeasurementsAndQualitativeEvaluations:
+    """TID 1501: a kind of lesion was looked for and is absent."""
+    seed = f"{reading.series_instance_uid}|{reading.provenance.package_hash}|{info.name}"
+    return hd.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.TrackingIdentifier(
+            uid=authorship.new_uid(seed, "absent"), identifier=authorship.line(f"No {info.name} found")
+        ),
+        finding_type=codes.concept(info.type),
+        finding_category=codes.concept(info.category),
+        finding_sites=[hd.FindingSite(codes.concept(info.anatomy))] if info.anatomy else None,
+        algorithm_id=_algorithm(reading.provenance),
+        qualitative_evaluations=[hd.QualitativeEvaluation(name=codes.PRESENCE, value=codes.ABSENT)],
+    )
+
+
+def _comments(reading: Reading, seg: WrittenSeg | None) -> Iterable[hd.TextContentItem]:
+    """What people must know: purpose, number of findings, status, and every notice."""
+    texts = [reading.provenance.intended_use or NOT_CLINICAL]
+    if "not for clinical use" not in texts[0].lower():
+        texts.append(NOT_CLINICAL)
+    texts.append(summary(reading))
+    if seg is None and reading.findings:
+        texts.append("There is no segmentation object with this report.")
+    texts += [f"{notice.code}: {notice.text}" for notice in reading.notices]
+    for text in texts:
+        yield hd.TextContentItem(
+            name=codes.COMMENT, value=authorship.line(text, 1024), relationship_type=_CONTAINS
+        )
+
+
+def summary(reading: Reading) -> str:
+    """One sentence: how many findings, and whether more of the scan may follow."""
+    count = len(reading.findings)
+    lesions: Sequence[str] = [info.name for info in reading.labels if info.lesion]
+    found = (
+        f"{count} finding{'s' if count != 1 else ''}"
+        if count
+        else f"No {' or '.join(lesions) or 'lesion'} found"
+    )
+    return found + (". Provisional: the scan was not complete." if reading.status != "final" else ".")
+
+
+def _compare(path: Path, reading: Reading) -> None:
+    """Reads the report back; every finding must be there with its UID and volume.
+
+    Raises:
+        OutputError: any difference.
+    """
+    try:
+        root: Any = hd.Comprehensive3DSR.from_dataset(dcmread(path)).content
+        groups = root.get_volumetric_roi_measurement_groups() + root.get_image_measurement_groups()
+        found = {}
+        for group in groups:
+            volumes = group.get_measurements(name=codes.VOLUME)
+            if volumes:
+                found[str(group.tracking_uid)] = float(volumes[0].value)
+    except BUILD_ERRORS as error:
+        raise OutputError(
+            f"the report cannot be read back: {error}", where=path.name, code="SR_READ_BACK"
+        ) from error
+    expected = {finding.tracking_uid: round(finding.volume_ml * 1000.0, 3) for finding in reading.findings}
+    if found.keys() != expected.keys() or any(abs(found[uid] - expected[uid]) > 1e-2 for uid in expected):
+        raise OutputError(
+            f"the report did not read back as it was written: {len(found)} of {len(expected)} findings",
+            where=path.name,
+            code="SR_READ_BACK",
+        )
