@@ -22,6 +22,7 @@ Interpolation = Literal["linear", "cubic", "nearest"]
 Float32 = NDArray[np.float32]
 _SNAP = 1e-9  # voxels: rounding of the affine, not a shift
 _NEGLIGIBLE = 1e-9  # entries below this part of a row's largest are dropped
+HALF = 0.5 + 1e-6  # nearest: halves go up, whatever the rounding of the affine
 _BLOCK = 16
 _PRODUCT = 250_000  # multiplications below which OpenBLAS keeps a product in the calling thread (262,144)
 
@@ -74,7 +75,7 @@ class AxisMap:
 
     def nearest(self) -> NDArray[np.intp]:
         """Nearest source index (halves up), clamped, shape (target_count,)."""
-        place = np.floor(self.coordinates + 0.5)
+        place = np.floor(self.coordinates + HALF)
         return np.clip(place, 0, self.source_count - 1).astype(np.intp)
 
     def matrix(self, interpolation: Interpolation, sigma: float = 0.0) -> NDArray[np.float64]:

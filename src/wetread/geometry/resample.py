@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wetread.errors import GeometryError
-from wetread.geometry.axes import Band, Float32, Interpolation, antialias_sigma, axis_maps
+from wetread.geometry.axes import HALF, Band, Float32, Interpolation, antialias_sigma, axis_maps
 from wetread.volume import Grid
 
 Intensity = Callable[[Float32], None]
@@ -336,7 +336,7 @@ def _resample_oblique(
             outside |= (place[axis] < -0.5) | (place[axis] > limits[axis] + 0.5)
             np.clip(place[axis], 0, limits[axis], out=place[axis])
         if order == 0:
-            place = np.floor(place + 0.5)
+            place = np.floor(place + HALF)
         mode = "mirror" if order == 3 else "nearest"
         slab = out[chunk.start : chunk.stop]
         ndimage.map_coordinates(voxels, place, slab, order=order, mode=mode, prefilter=False)

@@ -95,6 +95,7 @@ class PlaceMap:
         self._cube = [max(1, round(cube / s)) for s in size_mm]
         self._block_ml = float(np.prod(size_mm)) / 1000
         self._place: Bools | None = None
+        self._planes: dict[int, Bools] = {}
 
     def add(self, index: int, plane: NDArray[Any]) -> None:
         """Counts one source slice (rows, columns) in Hounsfield units."""
@@ -122,8 +123,10 @@ class PlaceMap:
 
     def inside(self, z: int) -> Bools:
         """Which voxels of prepared plane z (along axis 0) belong to the place."""
-        plane = self._current()[self._blocks[0][z]]
-        return np.asarray(plane[np.ix_(self._blocks[1], self._blocks[2])])
+        place, block = self._current(), int(self._blocks[0][z])
+        if block not in self._planes:
+            self._planes[block] = place[block][np.ix_(self._blocks[1], self._blocks[2])]
+        return self._planes[block]
 
     def _box(self, window: Window) -> list[tuple[int, int]]:
         box = []
@@ -135,6 +138,7 @@ class PlaceMap:
     def _current(self) -> Bools:
         """The place in blocks, in the prepared grid's axis order, from what is known so far."""
         if self._place is None:
+            self._planes.clear()
             order = tuple(self._order.index(axis) for axis in range(3))
             airy, soft, all_ = (x.transpose(order) for x in (self._airy, self._soft, self._all))
             some = all_ > 0
@@ -157,7 +161,7 @@ def _counted(
     """Number of True voxels in each in-plane block; rows and columns name each index's block."""
     row_starts = np.concatenate(([0], np.flatnonzero(np.diff(rows)) + 1))
     column_starts = np.concatenate(([0], np.flatnonzero(np.diff(columns)) + 1))
-    sums = np.add.reduceat(voxels, row_starts, axis=0, dtype=np.uint16)
+    sums = np.add.reduceat(voxels.view(np.uint8), row_starts, axis=0, dtype=np.uint8)  # a few rows each
     sums = np.add.reduceat(sums, column_starts, axis=1, dtype=np.int32)
     counts = np.zeros(shape, np.int32)
     counts[np.ix_(rows[row_starts], columns[column_starts])] = sums
