@@ -11,6 +11,7 @@ import numpy as np
 
 from wetread.engines.base import TensorInfo
 from wetread.errors import EngineError, GraphError, NotFiniteError
+from wetread.package import TensorEntry
 
 Shape3 = tuple[int, int, int]
 
@@ -38,6 +39,11 @@ class Port:
     name: str
     shape: tuple[int, ...]
     dtypes: tuple[str, ...]
+
+
+def tensor_infos(entries: Sequence[TensorEntry]) -> tuple[TensorInfo, ...]:
+    """What manifests and graphs know of tensors, in the engines' words."""
+    return tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in entries)
 
 
 def check_network(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:

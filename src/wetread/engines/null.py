@@ -10,7 +10,15 @@ import threading
 import numpy as np
 
 from wetread.engines.base import EngineInfo, TensorInfo
-from wetread.engines.common import Closing, Port, Shape3, check_arrays, check_network, check_window
+from wetread.engines.common import (
+    Closing,
+    Port,
+    Shape3,
+    check_arrays,
+    check_network,
+    check_window,
+    tensor_infos,
+)
 from wetread.engines.registry import Request
 from wetread.errors import EngineError
 
@@ -181,4 +189,4 @@ class NullEngine(Closing):
 def make(request: Request) -> NullEngine:
     """Makes a null engine with the tensors of a network, at no seconds a window."""
     graph = request.graph()
-    return NullEngine(graph.tensor_infos("inputs"), graph.tensor_infos("outputs"))
+    return NullEngine(tensor_infos(graph.inputs), tensor_infos(graph.outputs))

@@ -141,8 +141,8 @@ def make_engine(
         precision: None takes the network's own.
         threads: processors to use on a CPU; None takes all.
         override_gate: loads although the gate was not passed. Whoever sets it writes the text that
-            ``package.check_gate(engine.info.backend, engine.info.precision, override=True)`` returns into each
-            reading.
+            ``package.check_gate(engine.info.backend, engine.info.precision, override=True)`` returns into
+            each reading.
 
     Raises:
         EngineUnavailableError: unknown or uninstalled backend, or no such device.

@@ -1,0 +1,162 @@
+"""``wetread pack``: an ONNX network and a recipe become a package, after it is shown that they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from wetread import __version__
+from wetread.engines import make_engine, resolve
+from wetread.errors import EngineError, EngineUnavailableError, PackageError, RecipeError
+from wetread.graph import Graph, verify
+from wetread.package import NetworkFile, Package, SourceEntry, file_sha256, write_package
+from wetread.recipe import Recipe, load_recipe
+
+_WHOLE = 32
+"""Least size in voxels of the window that stands for whole volumes when a network is tried."""
+
+
+def pack(
+    network: Path,
+    recipe: Path | Recipe,
+    out: Path,
+    *,
+    card: Path | None = None,
+    sources: Sequence[Path] = (),
+    force: bool = False,
+) -> Package:
+    """Makes a package of one network.
+
+    The graph is verified, its channels are compared with the recipe's, and one random window is run (on
+    OpenVINO where it is installed; else shapes are inferred only). The same input gives the same package.
+
+    Args:
+        network: ONNX file; external weights beside it are taken in.
+        recipe: JSON file, or a recipe.
+        out: folder of packages; ``<name>/<version>`` is made in it.
+        card: model card, Markdown.
+        sources: further files that the network was made from; their names and hashes go into the manifest.
+        force: replaces the same version.
+
+    Raises:
+        GraphError, UnsupportedOperatorError: the network is malformed or cannot be run.
+        RecipeError: recipe and network do not fit.
+        PackageError: the version exists already, or a file is missing.
+        OutputError: the package cannot be written.
+    """
+    network, out = Path(network), Path(out)
+    parsed = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    graph = Graph.load(network).stripped()
+    verify(graph)
+    check_fit(graph, parsed)
+    made_from = [network, *([] if isinstance(recipe, Recipe) else [Path(recipe)]), *sources]
+    return write_package(
+        out,
+        parsed,
+        [NetworkFile(graph.to_bytes(), graph.precision, graph.inputs, graph.outputs)],
+        card=None if card is None else _read(card),
+        sources=[_source(path) for path in made_from],
+        tools={"wetread": __version__, "onnx": metadata.version("onnx")},
+        force=force,
+    )
+
+
+def check_fit(graph: Graph, recipe: Recipe) -> None:
+    """Compares a network's channels and window with the recipe's, and runs one random window.
+
+    Raises:
+        RecipeError: they do not fit; says which number was found and which expected.
+        GraphError, UnsupportedOperatorError: the engine cannot run the network.
+    """
+    if (len(graph.inputs), len(graph.outputs)) != (1, 1):
+        raise RecipeError(
+            f"the network has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, recipes know one of each",
+            where=graph.where,
+            todo="concatenate inputs along the channel axis, and cut training's further outputs, when exporting",
+        )
+    shape = graph.inputs[0].shape
+    if len(shape) != 5:
+        raise RecipeError(
+            f"the network's input has {len(shape)} axes, expected 5: batch, channels, three of space",
+            where=f"{graph.where}: {graph.inputs[0].name}",
+        )
+    if shape[1] != len(recipe.channels):
+        raise RecipeError(
+            f"the recipe has {len(recipe.channels)} channels ({', '.join(c.name for c in recipe.channels)}), "
+            f"the network takes {shape[1] if shape[1] is not None else 'a free number'}",
+            where=f"{graph.where}: {graph.inputs[0].name}",
+            todo="list one channel for each that the network was trained on, in that order",
+        )
+    window = _window(recipe)
+    for found, fixed in zip(window, shape[2:], strict=True):
+        if fixed is not None and (fixed != found or recipe.tiling.kind == "whole"):
+            raise RecipeError(
+                f"the network's window is fixed at {shape[2:]}, the recipe asks for "
+                f"{'the whole volume' if recipe.tiling.kind == 'whole' else window}",
+                where=graph.where,
+                todo="use the network's window in the recipe, or export with free spatial axes",
+            )
+    channels, *size = _try_window(graph, window)
+    if channels < recipe.output_channels:
+        raise RecipeError(
+            f"the network returns {channels} channels, the recipe's labels read channel "
+            f"{recipe.output_channels - 1} (counted from 0)",
+            where=f"{graph.where}: {graph.outputs[0].name}",
+            todo="correct the channels of the labels",
+        )
+    if tuple(size) != window:
+        raise RecipeError(
+            f"for a window of {window} the network returns {tuple(size)} voxels, expected as many as went in",
+            where=f"{graph.where}: {graph.outputs[0].name}",
+        )
+
+
+def _window(recipe: Recipe) -> tuple[int, int, int]:
+    if recipe.tiling.window is not None:
+        return recipe.tiling.window
+    i, j, k = (m * -(-_WHOLE // m) for m in recipe.tiling.multiple)
+    return i, j, k
+
+
+def _try_window(graph: Graph, window: tuple[int, int, int]) -> tuple[int, ...]:
+    """(channels, *spatial) that the network returns for one random window in [0, 1]."""
+    try:
+        resolve("openvino")
+    except EngineUnavailableError:
+        found = graph.output_shapes(window)[graph.outputs[0].name][1:]
+        if len(found) != 4 or None in found:
+            raise RecipeError(
+                f"the output's shape cannot be inferred for a window of {window}, found {found}",
+                where=graph.where,
+                todo="pip install openvino, so that a window can be run",
+            ) from None
+        return tuple(size or 0 for size in found)
+    engine = make_engine(graph, "openvino")
+    try:
+        shape = engine.output_shape(window)
+        rng = np.random.default_rng(0)
+        image = rng.random((1, engine.inputs[0].shape[1] or 1, *window)).astype(engine.inputs[0].dtype)
+        output = np.full((1, *shape), np.nan, engine.outputs[0].dtype)
+        with engine.context(window) as context:
+            context.submit((image,), (output,)).wait()
+        return shape
+    except EngineError as error:
+        raise RecipeError(
+            f"a random window of {window} does not run: {error.what}", where=graph.where, todo=error.todo
+        ) from error
+    finally:
+        engine.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"a file cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def _source(path: Path) -> SourceEntry:
+    return SourceEntry(name=path.name, sha256=file_sha256(path), bytes=path.stat().st_size)
