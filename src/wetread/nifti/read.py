@@ -47,13 +47,31 @@ def read_nifti(path: Path | str) -> tuple[Volume, tuple[Notice, ...]]:
     """
     path = Path(path)
     image = _open(path)
-    header = image.header
-    shape = _shape(header, path)
-    affine, notices = _affine(header, shape, path)
-    voxels = _voxels(image, shape, path)
+    grid, notices = _grid(image, path)
+    voxels = _voxels(image, grid.shape, path)
     try:
-        grid = Grid(shape, _RAS_TO_LPS @ affine)
         return Volume(voxels, grid, sources=(path.name,)), tuple(notices)
+    except InputError as error:
+        error.where = error.where or path.name
+        raise
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Reads where an image lies, from its header alone.
+
+    Raises:
+        StudyNotFoundError, FileFormatError, GeometryError: as `read_nifti`, but for the voxels.
+    """
+    path = Path(path)
+    return _grid(_open(path), path)[0]
+
+
+def _grid(image: Any, path: Path) -> tuple[Grid, list[Notice]]:
+    """The grid in LPS, and what was assumed about it."""
+    shape = _shape(image.header, path)
+    affine, notices = _affine(image.header, shape, path)
+    try:
+        return Grid(shape, _RAS_TO_LPS @ affine), notices
     except InputError as error:
         error.where = error.where or path.name
         raise

@@ -114,11 +114,16 @@ def make_engines(package: Package, options: ReadOptions) -> tuple[list[Engine], 
     texts: list[str] = []
     try:
         for index in range(len(package.models)):
-            engine = make_engine(package, options.engine, model=index, threads=options.threads or None)
-            engines.append(engine)
-            verdict = package.check_gate(
-                engine.info.backend, engine.info.precision, override=options.allow_failed_gate
+            engine = make_engine(
+                package,
+                options.engine,
+                model=index,
+                threads=options.threads or None,
+                override_gate=options.allow_failed_gate,
             )
+            engines.append(engine)
+            info = engine.info
+            verdict = package.check_gate(info.backend, info.precision, override=options.allow_failed_gate)
             if verdict.text not in texts:
                 texts.append(verdict.text)
     except BaseException:

@@ -1,0 +1,134 @@
+"""Writing a reading: all outputs into a folder that is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from wetread.errors import Notice, OutputError
+from wetread.findings import Reading
+from wetread.nifti import write_mask
+from wetread.reading.flow import Origin, Progress
+from wetread.reading.output import OutputFolder
+from wetread.reading.source import Loaded
+from wetread.storage import write_bytes
+
+SegKind = Literal["binary", "labelmap"]
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """What to write.
+
+    Attributes:
+        seg: type of the DICOM segmentation: ``binary`` (every viewer) or ``labelmap`` (few yet).
+        report: whether the HTML report and the preview are written, too.
+    """
+
+    seg: SegKind = "binary"
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        if self.seg not in ("binary", "labelmap"):
+            raise OutputError(f"segmentation type is {self.seg!r}", todo="choose binary or labelmap")
+
+
+DEFAULT_OPTIONS = SaveOptions()
+
+
+def save(
+    reading: Reading,
+    out: OutputFolder | Path | str,
+    *,
+    options: SaveOptions = DEFAULT_OPTIONS,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Writes ``mask.nii.gz``, ``findings.csv``, ``report.html``, ``preview.png``, ``reading.json``, and for DICOM
+    sources ``seg.dcm`` and ``sr.dcm``.
+
+    Args:
+        reading: as `wetread.read` returned it.
+        out: a folder that is absent or empty.
+        options: what to write.
+        progress: called with ("write", done, total).
+
+    Returns:
+        Path of each output by its file name; no ``seg.dcm`` where there is nothing to segment.
+
+    Raises:
+        OutputError: the folder is not empty, the disk is full, or an object did not read back as written.
+            Nothing is left behind.
+    """
+    origin = reading.origin
+    if not isinstance(origin, Origin):
+        raise OutputError(
+            "the reading does not hold its source", todo="save what `wetread.read` returned", code="NO_SOURCE"
+        )
+    folder = out if isinstance(out, OutputFolder) else OutputFolder(out)
+    started = time.perf_counter()
+    with folder.staging() as stage, ThreadPoolExecutor(2) as pool:
+        notices: list[Notice] = []
+        jobs: list[Callable[[], object]] = [lambda: write_mask(stage / "mask.nii.gz", reading.mask, reading.grid)]
+        if origin.loaded.series is not None:
+            jobs.insert(0, lambda: notices.extend(_write_dicom(reading, origin.loaded, stage, options)))
+        if options.report:
+            jobs.append(lambda: _write_report(reading, origin, stage))
+        futures = [pool.submit(job) for job in jobs]
+        for done, future in enumerate(futures, start=1):
+            future.result()
+            if progress is not None:
+                progress("write", done, len(jobs))
+        written = replace(
+            reading,
+            notices=(*reading.notices, *notices),
+            timings_s=reading.timings_s | {"save": time.perf_counter() - started},
+        )
+        text = json.dumps(written.to_json(), indent=2, ensure_ascii=False) + "\n"
+        write_bytes(stage / "reading.json", text.encode())
+        names = sorted(path.name for path in stage.iterdir())
+    return {name: folder.path / name for name in names}
+
+
+def _write_dicom(reading: Reading, loaded: Loaded, stage: Path, options: SaveOptions) -> list[Notice]:
+    """SEG and SR on the source slices, which differ from the mask's grid where a series was straightened."""
+    from wetread.dicom.authorship import Sources
+    from wetread.dicom.seg import write_seg
+    from wetread.dicom.sr import write_sr
+
+    series = loaded.series
+    assert series is not None
+    instances = {dataset.SOPInstanceUID: dataset for dataset in series.datasets}
+    sources = Sources([item.ref for item in series.source_slices], instances)
+    labels = series.to_source(reading.mask)
+    components = None if reading.components is None else series.to_source(reading.components)
+    seg = write_seg(
+        stage / "seg.dcm",
+        reading,
+        sources,
+        labels=labels,
+        components=components,
+        kind="BINARY" if options.seg == "binary" else "LABELMAP",
+    )
+    write_sr(stage / "sr.dcm", reading, sources, seg=seg)
+    if seg is not None:
+        return []
+    return [
+        Notice(
+            "SEG_OMITTED",
+            "no voxel was marked, so there is no segmentation to write; the report (SR) says so",
+            reading.series_instance_uid,
+        )
+    ]
+
+
+def _write_report(reading: Reading, origin: Origin, stage: Path) -> None:
+    from wetread.report import write_csv, write_preview, write_report
+
+    write_csv(stage / "findings.csv", reading)
+    write_preview(stage / "preview.png", reading, origin.volume)
+    write_report(stage / "report.html", reading, origin.volume)
