@@ -82,6 +82,7 @@ class Maker:
         stored = np.rint(self.field_of(place) / SLOPE)
         assert np.abs(stored).max() < 32767
         ds.PixelData = stored.astype("<i2").tobytes()
+        ds["PixelData"].VR = "OW"
         for keyword, value in self.tags.items():
             setattr(ds, keyword, value)
         return ds

@@ -87,7 +87,8 @@ def test_uneven_spacing_is_evened(maker, only, field_value, levels):
     back = series.to_source(labels)
     nearest = np.rint(np.array(levels) / volume.grid.spacing_mm[0])
     np.testing.assert_array_equal(back[:, 3, 3], nearest)
-    assert [s.ref.sop_instance_uid for s in series.source_slices] == [f"1.2.3.1.{k + 1}" for k in range(len(levels))]
+    uids = [part.ref.sop_instance_uid for part in series.source_slices]
+    assert uids == [f"1.2.3.1.{k + 1}" for k in range(len(levels))]
 
 
 def test_missing_slice_is_refused(maker, only):
@@ -246,7 +247,8 @@ def test_one_slice_that_differs_is_refused(maker, only, keyword, value, code, ta
     assert "1.2.3.1.4" in caught.value.where
 
 
-@pytest.mark.parametrize("text", [b"NaN\\0\\0 ", b"inf\\0\\0 ", b"0\\0 ", b"abc\\0\\0 ", b"0\\0\\0\\0 ", b"1e999\\0\\0"])
+@pytest.mark.parametrize("text", [b"NaN\\0\\0 ", b"inf\\0\\0 ",
+                                  b"0\\0 ", b"abc\\0\\0 ", b"0\\0\\0\\0 ", b"1e999\\0\\0"])
 def test_position_that_is_no_number_is_refused(maker, only, text):
     datasets = maker().datasets()
     series = only(datasets)

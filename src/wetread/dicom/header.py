@@ -315,7 +315,7 @@ class SliceHeader:
             PixelError: only one of them is there, or neither in a CT (Hounsfield units would be unknown).
         """
         present = [self.has("RescaleSlope"), self.has("RescaleIntercept")]
-        if not any(present) and self.instance.modality != "CT":
+        if not any(present) and (self.instance.modality != "CT" or self.has("ModalityLUTSequence")):
             return 1.0, 0.0
         slope, intercept = self.number("RescaleSlope"), self.number("RescaleIntercept")
         if slope == 0:

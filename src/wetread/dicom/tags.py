@@ -19,6 +19,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FD": "d", "FL": "f", "OW": "H", "US or SS": "H"}
+_LONGEST_BINARY = 64
 _CONVERSION_ERRORS = (
     ValueError,
     TypeError,
@@ -64,6 +65,11 @@ def text(element: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):
+        if _representation(element) in _BINARY and len(value) <= _LONGEST_BINARY:
+            try:
+                return "\\".join(f"{number:.10g}" for number in numbers(element))
+            except ValueError:
+                return value.hex()
         return value.decode("latin-1").strip("\0 ")
     if isinstance(value, str):
         return value.strip("\0 ")
