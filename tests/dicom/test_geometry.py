@@ -71,7 +71,8 @@ def test_rounded_positions_are_even(maker, only):
     np.testing.assert_allclose(volume.grid.spacing_mm[0], 0.625, atol=1e-9)
 
 
-@pytest.mark.parametrize("levels", [(0, 1.8, 3.6, 4.6, 5.6, 6.6), (0, 1, 2.1, 2.9, 4, 5.05), (0, 4, 8, 12, 13, 20, 27, 34)])
+@pytest.mark.parametrize("levels", [(0, 1.8, 3.6, 4.6, 5.6, 6.6), (0, 1, 2.1, 2.9, 4, 5.05),
+                                    (0, 4, 8, 12, 13, 20, 27, 34)])
 def test_uneven_spacing_is_evened(maker, only, field_value, levels):
     thickness = float(np.diff(levels).max())
     make = maker(positions=[(1, 2, z) for z in levels], thickness=thickness)
