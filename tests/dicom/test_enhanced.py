@@ -105,7 +105,7 @@ def test_several_instances_make_one_volume(maker, store, field_value):
 
 @pytest.mark.parametrize(("name", "tags"), [
     ("stack", lambda n: {"FrameContentSequence": group(StackID=str(n % 2))}),
-    ("image type", lambda n: {"MRImageFrameTypeSequence": group(FrameType=["ORIGINAL", "PRIMARY", "DIXON", "WF"[n % 2]])}),
+    ("image type", lambda n: {"MRImageFrameTypeSequence": group(FrameType=["ORIGINAL", "PRIMARY", "WF"[n % 2]])}),
     ("echo time", lambda n: {"MREchoSequence": group(EffectiveEchoTime=10.0 * (n % 2 + 1))}),
     ("b-value", lambda n: {"MRDiffusionSequence": group(DiffusionBValue=500.0 * (n % 2))}),
     ("temporal position", lambda n: {"FrameContentSequence": group(TemporalPositionIndex=n % 2 + 1)}),

@@ -108,7 +108,7 @@ def test_tilted_head_is_straightened(real_case):
         rows, columns = np.mgrid[60:450:7, 60:450:7]
         index = np.stack([np.zeros_like(rows), rows, columns, np.ones_like(rows)], -1)
         at = grid.index((index @ source[k].affine.T)[..., :3])
-        level = int(round(float(at[0, 0, 0])))
+        level = round(float(at[0, 0, 0]))
         if abs(at[0, 0, 0] - level) > 0.03:
             continue
         image = sitk.GetImageFromArray(volume.voxels[level])

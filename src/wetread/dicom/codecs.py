@@ -8,6 +8,8 @@ pydicom declines. None of them is under the GPL.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from threading import Lock, local
 from typing import Any
@@ -38,6 +40,8 @@ _DECODE_ERRORS = (
     AssertionError,
     OSError,
     ArithmeticError,
+    struct.error,
+    zlib.error,
 )
 
 
