@@ -16,7 +16,7 @@ from wetread.geometry import (
     orient,
     resample,
 )
-from wetread.geometry.axes import AxisMap, Band
+from wetread.geometry.axes import AxisMap
 from wetread.volume import Grid
 
 
@@ -133,7 +133,7 @@ def test_antialias_is_scipy_gaussian_then_linear():
     source = axial((8, 64, 48), (1, 0.5, 0.5))
     array = np.random.default_rng(5).normal(size=source.shape)
     target = fitted_grid(source, (3.0, 2.0, 0.5))
-    sigmas = [antialias_sigma(o, n) for o, n in zip(source.spacing_mm, target.spacing_mm)]
+    sigmas = [antialias_sigma(o, n) for o, n in zip(source.spacing_mm, target.spacing_mm, strict=True)]
     assert sigmas == pytest.approx([(8 / 3 - 1) / 2, 1.5, 0.0])  # 8 planes of 1 mm become 3 of 8/3 mm
     smooth = ndimage.gaussian_filter(array, sigmas, mode="nearest")
     expected = resample(smooth, source, target)
@@ -180,18 +180,6 @@ def test_views_and_orders_of_memory_give_the_same():
     assert (
         np.abs(resample(view, grid, target) - resample(np.ascontiguousarray(view), grid, target)).max() < 1e-6
     )
-
-
-def test_a_band_in_parts_gives_what_the_whole_gives():
-    band = Band(AxisMap(0, 0.6, 0.3, 60, 97).matrix("linear"))
-    plane = np.random.default_rng(1).normal(size=(60, 30)).astype(np.float32)
-    whole = np.empty((97, 30), np.float32)
-    band.rows(plane, whole)
-    part, target, source = band.part(20, 50)
-    assert target.start <= 20 and target.stop > 50
-    out = np.empty((part.target_count, 30), np.float32)
-    part.rows(plane[source], out)
-    assert np.array_equal(out, whole[target])
 
 
 def test_a_wrong_shape_is_refused():

@@ -139,20 +139,6 @@ class Band:
             columns = slice(int(first[rows].min()), int(last[rows].max()))
             self.blocks.append((rows, columns, np.ascontiguousarray(matrix[rows, columns], dtype=np.float32)))
 
-    def part(self, first: int, last: int) -> tuple[Band, slice, slice]:
-        """The blocks that make targets ``first ≤ t ≤ last``, as a band of their own.
-
-        Returns:
-            the band, the targets it makes and the sources it reads, both at least what was asked for.
-        """
-        blocks = self.blocks[first // _BLOCK : last // _BLOCK + 1]
-        target = slice(blocks[0][0].start, blocks[-1][0].stop)
-        source = slice(min(b[1].start for b in blocks), max(b[1].stop for b in blocks))
-        band = object.__new__(Band)
-        band.target_count, band.source_count = target.stop - target.start, source.stop - source.start
-        band.blocks = [(_moved(t, target.start), _moved(s, source.start), m) for t, s, m in blocks]
-        return band, target, source
-
     def rows(self, plane: Float32, out: Float32) -> None:
         """Along axis 0: plane (source, n) to out (target, n)."""
         for target, source, weights in self.blocks:
@@ -168,10 +154,6 @@ class Band:
             for start in range(0, plane.shape[0], step):
                 part = slice(start, start + step)
                 np.matmul(plane[part, source], weights.T, out=out[part, target])
-
-
-def _moved(part: slice, by: int) -> slice:
-    return slice(part.start - by, part.stop - by)
 
 
 def axis_maps(source: Grid, target: Grid, tolerance: float = 1e-3) -> tuple[AxisMap, AxisMap, AxisMap] | None:

@@ -14,6 +14,7 @@ outputs as probabilities: as sigmoid where a label uses channel 0 or there is on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from wetread.recipe import Recipe
 from wetread.volume import Grid
 
 Float32 = NDArray[np.float32]
+Taps = tuple[NDArray[np.intp], Float32]
 _SLACK = 1e-3  # in logits or probability: what may become a label is found with room for rounding
 
 
@@ -75,14 +77,14 @@ class Decision:
         """What is interpolated: probabilities of all channels (argmax) or of each label, channels first."""
         if self.activation == "softmax":
             active = np.exp(outputs - outputs.max(axis=0))
-            active /= active.sum(axis=0)
+            active /= _sum(active, range(len(active)))
         elif self.activation == "sigmoid":
             active = np.reciprocal(1.0 + np.exp(-np.clip(outputs, -80, 80)))
         else:
             active = outputs
         if self.argmax:
             return np.array(active, np.float32)
-        sums = [active[list(label.channels)].sum(axis=0) for label in self.labels]
+        sums = [_sum(active, label.channels) for label in self.labels]
         return np.array(sums, np.float32)
 
     def clear(self, values: Float32, inside: NDArray[np.bool_]) -> None:
@@ -98,7 +100,7 @@ class Decision:
             mask = self.index_of[values.argmax(axis=0)]
             for label in self.labels:
                 here = mask == label.index
-                probability[here] = values[list(label.channels)].sum(axis=0)[here]
+                probability[here] = _sum(values, label.channels)[here]
             return mask, probability
         mask = np.zeros(values.shape[1:], np.uint8)
         for value, label in zip(values, self.labels, strict=True):
@@ -106,6 +108,32 @@ class Decision:
             mask[here] = label.index
             probability[here] = value[here]
         return mask, probability
+
+
+def _sum(values: Float32, channels: Iterable[int]) -> Float32:
+    """Sum over channels in their order, whatever the shape; numpy's own sum reorders for small planes."""
+    first, *others = channels
+    total: Float32 = values[first].copy()
+    for channel in others:
+        total += values[channel]
+    return total
+
+
+def _between(values: Float32, axis: int, taps: Taps, targets: slice, base: int) -> Float32:
+    """Linear interpolation along an axis of which ``values`` holds indices from ``base`` on.
+
+    Element by element, so that a result does not depend on how much is computed at once.
+    """
+    lower, weight = taps[0][targets] - base, taps[1][targets]
+    upper = np.minimum(lower + 1, values.shape[axis] - 1)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    result = np.take(values, lower, axis=axis)
+    result *= (np.float32(1) - weight).reshape(shape)
+    other = np.take(values, upper, axis=axis)
+    other *= weight.reshape(shape)
+    result += other
+    return result
 
 
 def _logit(p: float) -> float:
@@ -138,6 +166,7 @@ class LabelWriter:
         self._place = place
         self._plan = Resampler(prepared, source, "linear", fill=0.0)
         self._lower, self._upper = self._plan.support()
+        self._taps = [m.taps() for m in self._plan.maps]
         self._waiting = np.ones(len(self._lower), bool)
         self._waiting[self._plan.outside[0]] = False
         self._known = np.zeros(prepared.shape[0], bool)
@@ -175,47 +204,39 @@ class LabelWriter:
         boxes = [self._boxes[z] for z in {lower, upper} if z in self._boxes]
         if not boxes:
             return
-        hot = (slice(min(b[0] for b in boxes), max(b[1] for b in boxes)),
-               slice(min(b[2] for b in boxes), max(b[3] for b in boxes)))  # fmt: skip
-        parts = []
+        hot = (
+            slice(min(b[0] for b in boxes), max(b[1] for b in boxes)),
+            slice(min(b[2] for b in boxes), max(b[3] for b in boxes)),
+        )
+        to, box = [], []
         for axis in (1, 2):
-            place = np.clip(self._plan.maps[axis].coordinates, 0, self._plan.maps[axis].source_count - 1)
-            part = hot[axis - 1]
+            along, part = self._plan.maps[axis], hot[axis - 1]
+            place = np.clip(along.coordinates, 0, along.source_count - 1)
             reached = np.flatnonzero((place > part.start - 1) & (place < part.stop))
             if not len(reached):
                 return
-            first, last = int(reached[0]), int(reached[-1])
-            band = self._plan.bands[axis - 1]
-            parts.append(
-                (None, slice(first, last + 1), slice(first, last + 1))
-                if band is None
-                else band.part(first, last)
-            )
-        (rows, to_rows, from_rows), (columns, to_columns, from_columns) = parts
-        values = self._values(lower, from_rows, from_columns)
+            to.append(slice(int(reached[0]), int(reached[-1]) + 1))
+            lower_taps = self._taps[axis][0][to[-1]]
+            box.append(slice(int(lower_taps.min()), min(int(lower_taps.max()) + 2, along.source_count)))
+        values = self._values(lower, box[0], box[1])
         weight = self._plan.weight[target]
         if upper != lower:
             values *= np.float32(1) - weight
-            values += weight * self._values(upper, from_rows, from_columns)
-        if rows is not None:
-            half = np.empty((len(values), rows.target_count, values.shape[2]), np.float32)
-            for value, result in zip(values, half, strict=True):
-                rows.rows(value, result)
-            values = half
-        if columns is not None:
-            flat = np.empty((len(values), values.shape[1], columns.target_count), np.float32)
-            for value, result in zip(values, flat, strict=True):
-                columns.columns(value, result)
-            values = flat
+            values += weight * self._values(upper, box[0], box[1])
+        for axis in (1, 2):
+            if not self._plan.maps[axis].identity:
+                values = _between(values, axis, self._taps[axis], to[axis - 1], box[axis - 1].start)
+            else:
+                values = values[(slice(None),) * axis + (slice(0, to[axis - 1].stop - to[axis - 1].start),)]
         mask, probability = self._decision.read(values)
-        for axis, part in ((0, to_rows), (1, to_columns)):
+        for axis, part in enumerate(to):
             outside = self._plan.outside[axis + 1]
             beyond = outside[(outside >= part.start) & (outside < part.stop)] - part.start
             np.moveaxis(mask, axis, 0)[beyond] = 0
             np.moveaxis(probability, axis, 0)[beyond] = 0
         order = self._plan.order
-        self.mask.transpose(order)[target, to_rows, to_columns] = mask
-        self.probability.transpose(order)[target, to_rows, to_columns] = probability
+        self.mask.transpose(order)[target, to[0], to[1]] = mask
+        self.probability.transpose(order)[target, to[0], to[1]] = probability
 
     def _values(self, z: int, rows: slice, columns: slice) -> Float32:
         plane = self._planes.get(z)

@@ -1,16 +1,56 @@
-"""An engine whose network is a numpy function; it follows the seam in every detail that loops rely on."""
-
-import threading
+"""What the tests of inference share: small recipes and grids, and an engine whose network is a function."""
 
 import numpy as np
+import pytest
 
 from wetread.engines.base import EngineInfo, TensorInfo
 from wetread.errors import EngineError, NotFiniteError
+from wetread.recipe import load_recipe
+from wetread.volume import Grid
+
+
+@pytest.fixture(scope="session")
+def make_recipe():
+    return recipe_of
+
+
+def recipe_of(**changes):
+    data = {
+        "name": "test",
+        "channels": [{"name": "CT"}],
+        "steps": [
+            {"step": "clip", "lower": -600, "upper": 400},
+            {"step": "resample", "spacing_mm": [1, 1, 1]},
+            {"step": "scale", "lower": -600, "upper": 400},
+        ],
+        "tiling": {"kind": "lattice", "window": [8, 12, 12], "stride": [4, 6, 6]},
+        "activation": "sigmoid",
+        "labels": [{"index": 1, "name": "nodule", "channels": [0], "threshold": 0.5}],
+    }
+    data.update(changes)
+    return load_recipe(data)
+
+
+def axial(shape, spacing=(1.25, 0.7, 0.7), origin=(-20.3, 10.1, 5.7), uid=""):
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[1, 1], affine[0, 2] = spacing
+    affine[:, 3] = (*origin, 1)
+    return Grid(shape, affine, uid)
+
+
+@pytest.fixture(scope="session")
+def make_grid():
+    return axial
+
+
+@pytest.fixture(scope="session")
+def make_engine():
+    return FakeEngine
 
 
 class FakeTicket:
-    def __init__(self, work, late):
-        self._work, self._late, self._done = work, late, False
+    def __init__(self, work):
+        self._work, self._done = work, False
 
     def done(self):
         return self._done
@@ -27,7 +67,6 @@ class FakeContext:
         self.bytes = 0
         self.closed = False
         self._running = None
-        self._thread = threading.get_ident()
 
     def submit(self, inputs, outputs):
         assert not self.closed
@@ -43,13 +82,13 @@ class FakeContext:
 
         def work():
             assert np.array_equal(before, x, equal_nan=True), "input changed while the batch ran"
-            for one, result in zip(x, y):
+            for one, result in zip(x, y, strict=True):
                 result[...] = self.engine.function(one)
             self.engine.calls += len(x)
             if not np.isfinite(y).all():
                 raise NotFiniteError("the network returned NaN")
 
-        self._running = FakeTicket(work, True)
+        self._running = FakeTicket(work)
         return self._running
 
     def close(self):
