@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.conftest import ball_recipe, threshold_network
 
 
-def wetread(*arguments: object, cwd: Path, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+def wetread(
+    *arguments: object, cwd: Path, limit_bytes: int | None = None
+) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         if limit_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))

@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ]
     environment = {"PYTHONPATH": str(folder / "src"), "PATH": "/usr/bin:/bin"}
     return subprocess.run(
         [*command, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True, check=False

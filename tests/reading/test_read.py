@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from tests.conftest import BALLS, ball_recipe, ball_volume, threshold_network
 
 import wetread
-from tests.conftest import BALLS, ball_recipe, ball_volume, threshold_network
 from wetread.errors import (
     FileFormatError,
     GateError,
@@ -34,7 +33,9 @@ def test_findings_are_the_balls(reading):
     for finding, (centre, radius) in zip(reading.findings, BALLS, strict=True):
         assert np.allclose(finding.centroid_lps_mm, centre, atol=0.4)
         assert finding.volume_ml == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.06)
-        assert finding.long_axis_mm == pytest.approx(2 * radius, abs=1.7)  # a voxel is 0.8 mm, its edges count
+        assert finding.long_axis_mm == pytest.approx(
+            2 * radius, abs=1.7
+        )  # a voxel is 0.8 mm, its edges count
         assert finding.mean == pytest.approx(40, abs=60)
         assert finding.max_probability > 0.99
 
@@ -141,7 +142,10 @@ def test_several_channels_are_resampled_to_the_reference(tmp_path):
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 1, "i", "j", "k"])],
         weights,
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        tmp_path / "m.onnx",
+    )
     recipe = ball_recipe(
         name="two",
         channels=[
@@ -226,7 +230,7 @@ def test_gate_without_record_is_refused_and_override_is_recorded(ball_package, b
 def test_output_folder_is_whole_or_absent(reading, tmp_path, monkeypatch):
     import importlib
 
-    module = importlib.import_module("wetread.reading.save")
+    module = importlib.import_module("wetread.reading.saving")
 
     def full(*args: object) -> None:
         raise OutputError("the disk is full")

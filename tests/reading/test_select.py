@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.conftest import ball_recipe
+
 from wetread.errors import SelectionError
 from wetread.reading.select import Candidate, choose
 from wetread.recipe import load_recipe
@@ -64,5 +64,7 @@ def test_one_series_for_two_channels_is_refused():
 
 
 def test_one_file_is_taken_whatever_it_is_called():
-    choices, _ = choose(recipe(file_suffix="_0000"), [ct("x", description="scan", from_file=True, modality="")])
+    choices, _ = choose(
+        recipe(file_suffix="_0000"), [ct("x", description="scan", from_file=True, modality="")]
+    )
     assert choices[0].index == 0

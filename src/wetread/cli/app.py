@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -44,10 +44,10 @@ def read(
     ] = False,
 ) -> None:
     """Read a study: lesions, mask, DICOM SEG and SR, report."""
-    from wetread.reading import OutputFolder, ReadOptions, SaveOptions, default_out, save
+    from wetread.reading import OutputFolder, ReadOptions, SaveOptions, SegKind, default_out, save
     from wetread.reading import read as read_study
 
-    save_options = SaveOptions(seg=seg)
+    save_options = SaveOptions(seg=cast(SegKind, seg))
     folder = OutputFolder(out if out is not None else default_out(study), force=force)
     folder.check()
     options = ReadOptions(engine=engine, threads=threads, allow_failed_gate=allow_failed_gate)

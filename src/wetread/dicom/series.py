@@ -15,7 +15,7 @@ from wetread.dicom.geometry import Arrangement, arrange, plane_directions
 from wetread.dicom.header import SliceHeader
 from wetread.dicom.load import Progress, load
 from wetread.dicom.split import is_localiser
-from wetread.dicom.straighten import to_source
+from wetread.dicom.straighten import Label, to_source
 from wetread.errors import Notice, WetreadError
 from wetread.volume import Grid, SliceRef, Volume
 
@@ -164,7 +164,7 @@ class Series:
         volume, notices = load(self.arrangement, threads=threads, progress=progress)
         return volume, (*self.arrangement.notices, *notices)
 
-    def to_source(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def to_source(self, labels: NDArray[Label]) -> NDArray[Label]:
         """Labels on the volume's grid, brought to the source slices by nearest voxel.
 
         Returns:

@@ -7,7 +7,7 @@ takes the label of the nearest voxel.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from wetread.dicom.geometry import Arrangement
 from wetread.errors import GeometryError
 
 _NEGLIGIBLE = 1e-3
+
+
+Label = TypeVar("Label", bound=np.integer[Any])
 
 
 def straighten(voxels: NDArray[Any], arrangement: Arrangement, fill: float) -> NDArray[np.float32]:
@@ -87,7 +90,7 @@ def _shifted(plane: NDArray[Any], shift: NDArray[np.float64]) -> _Placed:
     return places[0], places[1], values
 
 
-def to_source(labels: NDArray[np.uint8], arrangement: Arrangement) -> NDArray[np.uint8]:
+def to_source(labels: NDArray[Label], arrangement: Arrangement) -> NDArray[Label]:
     """Labels on the source slices, in the arrangement's order.
 
     Args:

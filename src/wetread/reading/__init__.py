@@ -7,7 +7,7 @@ from wetread.reading.case import Case, CaseInfo
 from wetread.reading.describe import describe
 from wetread.reading.flow import ReadOptions, read
 from wetread.reading.output import OutputFolder, default_out
-from wetread.reading.save import SaveOptions, save
+from wetread.reading.saving import SaveOptions, SegKind, save
 
 __all__ = [
     "Case",
@@ -15,6 +15,7 @@ __all__ = [
     "OutputFolder",
     "ReadOptions",
     "SaveOptions",
+    "SegKind",
     "default_out",
     "describe",
     "read",

@@ -73,11 +73,12 @@ def save(
     started = time.perf_counter()
     with folder.staging() as stage, ThreadPoolExecutor(2) as pool:
         notices: list[Notice] = []
-        jobs: list[Callable[[], object]] = [lambda: write_mask(stage / "mask.nii.gz", reading.mask, reading.grid)]
+        jobs: list[Callable[[], object]] = [
+            lambda: write_mask(stage / "mask.nii.gz", reading.mask, reading.grid)
+        ]
         if origin.loaded.series is not None:
             jobs.insert(0, lambda: notices.extend(_write_dicom(reading, origin.loaded, stage, options)))
-        if options.report:
-            jobs.append(lambda: _write_report(reading, origin, stage))
+        jobs.append(lambda: _write_report(reading, origin, stage, options.report))
         futures = [pool.submit(job) for job in jobs]
         for done, future in enumerate(futures, start=1):
             future.result()
@@ -126,9 +127,10 @@ def _write_dicom(reading: Reading, loaded: Loaded, stage: Path, options: SaveOpt
     ]
 
 
-def _write_report(reading: Reading, origin: Origin, stage: Path) -> None:
-    from wetread.report import write_csv, write_preview, write_report
+def _write_report(reading: Reading, origin: Origin, stage: Path, pictures: bool) -> None:
+    from wetread.report import write_csv, write_report
 
-    write_csv(stage / "findings.csv", reading)
-    write_preview(stage / "preview.png", reading, origin.volume)
-    write_report(stage / "report.html", reading, origin.volume)
+    if pictures:
+        write_report(reading, origin.volume, stage)
+    else:
+        write_csv(reading, stage / "findings.csv")
