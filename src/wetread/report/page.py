@@ -187,7 +187,8 @@ def _card(
             )
             figures.append(_figure(whole, "axial, whole slice"))
         picture = tile(volume, reading, view, window, emphasis=finding.number)
-        figures.append(_figure(picture, f"{plane.name}, index {view.index + 1}"))
+        count = volume.grid.shape[plane.axes[0]]
+        figures.append(_figure(picture, f"{plane.name}, {view.index + 1} of {count}"))
     return (
         f'<section class="card finding"><header><h3>{_dot(reading, finding)} {finding.number} '
         f'{escape(finding.label)}</h3><span class="soft">{finding.long_axis_mm:.1f} × '

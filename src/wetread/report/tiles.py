@@ -141,18 +141,25 @@ def _outlines(
     boxes: tuple[tuple[float, float, float, float], tuple[int, int, int, int]],
     emphasis: int,
 ) -> None:
-    """Anti-aliased outlines of everything that is marked in the slice, the emphasised finding last."""
+    """Anti-aliased outlines of everything that is marked in the slice, the emphasised finding last.
+
+    What has one colour is drawn at once: findings of one label do not touch.
+    """
     colors = {info.index: info.color for info in reading.labels}
-    marked = reading.mask if reading.components is None else reading.components
+    marked: NDArray[Any] = reading.mask
+    if reading.components is not None:
+        marked = reading.components
+        colors = {f.number: colors.get(f.label_index, INK) for f in reading.findings}
     cut = view.plane.cut(marked, view.index)
-    if reading.components is None:
-        strokes = [(int(v), colors.get(int(v), INK)) for v in np.unique(cut) if v]
-    else:
-        by_number = {f.number: colors.get(f.label_index, INK) for f in reading.findings}
-        strokes = [(int(v), by_number.get(int(v), INK)) for v in np.unique(cut) if v]
-    for value, color in sorted(strokes, key=lambda stroke: stroke[0] == emphasis):
-        strong = emphasis in (0, value)
-        _stroke(canvas, cut == value, boxes, bright(color), 1.8 if strong else 1.0, 1.0 if strong else 0.6)
+    groups: dict[Color, list[int]] = {}
+    for value in np.unique(cut[cut > 0]).tolist():
+        if value != emphasis:
+            groups.setdefault(colors.get(value, INK), []).append(value)
+    for color, values in groups.items():
+        inside = np.isin(cut, values)
+        _stroke(canvas, inside, boxes, bright(color), (1.0, 0.6) if emphasis else (1.8, 1.0))
+    if emphasis and (cut == emphasis).any():
+        _stroke(canvas, cut == emphasis, boxes, bright(colors.get(emphasis, INK)), (1.8, 1.0))
 
 
 def _stroke(
@@ -160,10 +167,13 @@ def _stroke(
     inside: NDArray[np.bool_],
     boxes: tuple[tuple[float, float, float, float], tuple[int, int, int, int]],
     color: Color,
-    width: float,
-    opacity: float,
+    pen: tuple[float, float],
 ) -> None:
-    """Draws the level 0.5 of the interpolated mask: distance ≈ (value − 0.5) / |gradient|, in picture pixels."""
+    """Draws the level 0.5 of the interpolated mask with a pen of a width in picture pixels and an opacity.
+
+    The distance to the line is (value − 0.5) / |gradient|, to first order.
+    """
+    width, opacity = pen
     source, target = boxes
     shown = (target[2] - target[0], target[3] - target[1])
     mask = Image.fromarray(inside.astype(np.float32))
@@ -254,15 +264,10 @@ def close_view(volume: Volume, reading: Reading, finding: Finding, plane: Plane,
     side = max(80.0, 2.6 * finding.diameter_3d_mm)
     middle = np.array([(a + b) / 2 for a, b in finding.bounding_box])
     row, column = plane.place(middle)
-    centre = tuple(
-        float(np.clip(at, min(h, (n - 1) / 2), max(n - 1 - h, (n - 1) / 2)))
-        for at, n, h in zip(
-            (row, column),
-            plane.shape,
-            (side / 2 / plane.spacing_mm[0], side / 2 / plane.spacing_mm[1]),
-            strict=True,
-        )
-    )
+    centre = []
+    for at, count, spacing in zip((row, column), plane.shape, plane.spacing_mm, strict=True):
+        reach = min(side / 2 / spacing, count / 2)
+        centre.append(float(np.clip(at, reach - 0.5, count - reach - 0.5)))
     return View(plane, index, (centre[0], centre[1]), side, pixels)
 
 
