@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from wetread.errors import GraphError, UnsupportedOperatorError
 from wetread.graph.double import to_double
 from wetread.graph.operators import OPERATORS
+from wetread.graph.shapes import infer
 
 if TYPE_CHECKING:
     from wetread.graph.graph import Graph
@@ -32,7 +32,7 @@ class Evaluator:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         double = to_double(graph.model)
-        typed = shape_inference.infer_shapes(double)  # operators defined as functions need their types
+        typed = infer(double, strict=False)  # operators defined as functions need their types
         try:
             self._session = ReferenceEvaluator(typed, new_ops=list(OPERATORS))
         except (NotImplementedError, RuntimeError, TypeError) as error:

@@ -14,6 +14,7 @@ from onnx import helper, inliner, numpy_helper, shape_inference
 
 from wetread.errors import GraphError
 from wetread.graph import files
+from wetread.graph.shapes import infer
 from wetread.package import Precision, TensorEntry
 
 _QUANTISED: dict[int, Precision] = {
@@ -145,7 +146,7 @@ class Graph:
             value.type.tensor_type.ClearField("shape")
         del model.graph.value_info[:]
         try:
-            found = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+            found = infer(model)
         except shape_inference.InferenceError as error:
             raise GraphError(
                 f"the network does not take windows of {tuple(window)}: {str(error).strip()}",

@@ -173,6 +173,13 @@ class AveragePool(OpRun):
         return (y / count,)
 
 
+class GlobalMaxPool(OpRun):
+    """Maximum over all spatial axes; ONNX's reference takes two of the three."""
+
+    def _run(self, x: Any) -> tuple[np.ndarray]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
 class GroupNormalization(OpRun):
     """Normalises groups of channels; ONNX's own definition passes through float32.
 
@@ -229,5 +236,6 @@ class Resize(OpRun):
 
 
 OPERATORS = (
-    AveragePool, Conv, ConvTranspose, DequantizeLinear, Erf, GroupNormalization, MaxPool, Resize, Sigmoid,
+    AveragePool, Conv, ConvTranspose, DequantizeLinear, Erf, GlobalMaxPool, GroupNormalization, MaxPool, Resize,
+    Sigmoid,
 )  # fmt: skip

@@ -102,6 +102,7 @@ def weights(at_input: np.ndarray, size: int, at: dict[str, Any]) -> np.ndarray:
 
 
 def _nearest(at_input: np.ndarray, mode: str) -> np.ndarray:
+    at_input = np.round(at_input, 5)  # scales are stored in float32: 1.5 / 0.6 − 0.5 is meant to be 2.0
     if mode == "floor":
         found = np.floor(at_input)
     elif mode == "ceil":

@@ -11,6 +11,7 @@ from onnx import numpy_helper, shape_inference
 
 from wetread.errors import GraphError, UnsupportedOperatorError
 from wetread.graph.graph import Graph, node_name
+from wetread.graph.shapes import infer
 
 OLDEST_OPSET = 11
 _CONTROL = {"If", "Loop", "Scan", "SequenceMap"}
@@ -22,6 +23,7 @@ _RANDOM = {
     "Bernoulli",
     "Multinomial",
 }
+_BY_CHANNEL = {"Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization"}
 _DOMAINS = {"", "ai.onnx"}
 
 
@@ -134,9 +136,7 @@ def _check_onnx(graph: Graph) -> None:
     """The ONNX checker, and strict inference of types and shapes."""
     try:
         onnx.checker.check_model(graph.model)
-        inferred = shape_inference.infer_shapes(
-            graph.model, check_type=True, strict_mode=True, data_prop=True
-        )
+        inferred = infer(graph.model)
     except onnx.checker.ValidationError as error:
         found = re.search(r"Bad node spec for node\. Name: (.*?) OpType: (\S+)", str(error))
         reason = str(error).split("==> Context", 1)[0].strip()
@@ -154,6 +154,34 @@ def _check_onnx(graph: Graph) -> None:
         for name in node.output:
             if name and name not in typed:
                 raise GraphError(f"the type of {name!r} is not known", where=_place(graph, node_name(node)))
+
+    _check_channels(graph, inferred)
+
+
+def _check_channels(graph: Graph, inferred: onnx.ModelProto) -> None:
+    """Channels of convolutions and norms against their weights, which ONNX's inference does not compare."""
+    shapes: dict[str, list[int]] = {
+        tensor.name: list(tensor.dims) for tensor in graph.model.graph.initializer
+    }
+    for value in (*inferred.graph.input, *inferred.graph.value_info):
+        shapes.setdefault(value.name, [dim.dim_value for dim in value.type.tensor_type.shape.dim])
+    for node in graph.nodes:
+        if node.op_type not in _BY_CHANNEL or not all(shapes.get(name) for name in node.input[:2]):
+            continue
+        x, w = shapes[node.input[0]], shapes[node.input[1]]
+        group = next((a.i for a in node.attribute if a.name == "group"), 1)
+        expected = w[1] * group if node.op_type == "Conv" else w[0]
+        if len(x) > 1 and x[1] and expected and x[1] != expected:
+            raise GraphError(
+                f"{node.input[0]!r} has {x[1]} channels, the weights {node.input[1]!r} are for {expected}",
+                where=_place(graph, node_name(node)),
+            )
+        out = {"Conv": w[0], "ConvTranspose": w[1] * group if len(w) > 1 else 0}.get(node.op_type, w[0])
+        for name in node.input[2:]:
+            if (b := shapes.get(name)) and out and b[0] != out:
+                raise GraphError(
+                    f"{name!r} has {b[0]} values, expected {out}", where=_place(graph, node_name(node))
+                )
 
 
 def _place(graph: Graph, node: str) -> str:
