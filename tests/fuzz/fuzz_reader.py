@@ -71,7 +71,7 @@ def flip(raw: bytearray, rng: np.random.Generator) -> None:
 
 
 def flip_header(raw: bytearray, rng: np.random.Generator) -> None:
-    for at in rng.integers(128, min(1600, len(raw)), rng.integers(1, 6)):
+    for at in rng.integers(min(128, len(raw) // 2), min(1600, len(raw)), rng.integers(1, 6)):
         raw[at] = rng.integers(256)
 
 

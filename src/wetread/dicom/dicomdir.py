@@ -16,8 +16,7 @@ MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 def is_directory(instance: Instance) -> bool:
     """True for the header of a DICOMDIR."""
-    meta = getattr(instance.dataset, "file_meta", None)
-    stored = str(meta.get("MediaStorageSOPClassUID", "")) if meta is not None else ""
+    stored = tags.meta_text(instance.dataset, "MediaStorageSOPClassUID")
     return stored == MEDIA_DIRECTORY or tags.tag_of("DirectoryRecordSequence") in tags.raw_elements(
         instance.dataset
     )

@@ -202,8 +202,7 @@ def _parse(source: Source, data: bytes, size: int) -> Instance:
     stream = io.BytesIO(data)
     try:
         dataset = dcmread(stream, stop_before_pixels=True, force=True)
-        meta = getattr(dataset, "file_meta", None)
-        syntax = str(meta.get("TransferSyntaxUID", "") or "") if meta is not None else ""
+        syntax = tags.meta_text(dataset, "TransferSyntaxUID")
     except _PARSE_ERRORS as error:
         raise FileFormatError(
             f"the header cannot be parsed: {str(error)[:120]}",

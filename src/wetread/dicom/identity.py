@@ -25,14 +25,13 @@ def complete_sop(instance: Instance) -> bool:
         FileFormatError: the file meta information does not have them either.
     """
     filled = False
-    meta = getattr(instance.dataset, "file_meta", None)
     for keyword, stored in (
         ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
         ("SOPClassUID", "MediaStorageSOPClassUID"),
     ):
         if instance.text(keyword):
             continue
-        value = str(meta.get(stored, "") or "") if meta is not None else ""
+        value = tags.meta_text(instance.dataset, stored)
         if not value:
             raise FileFormatError(
                 f"{tags.named(keyword)} is missing",

@@ -59,6 +59,12 @@ def raw_elements(dataset: Dataset) -> Elements:
     return cast(Elements, dataset._dict)
 
 
+def meta_text(dataset: Dataset, keyword: str) -> str:
+    """Value of an element of the file meta information as text, ``""`` where either is absent."""
+    meta = getattr(dataset, "file_meta", None)
+    return text(raw_elements(meta).get(tag_of(keyword))) if isinstance(meta, Dataset) else ""
+
+
 def text(element: Any) -> str:
     """Value of an element as text; several values are joined by backslashes, absent or empty gives ``""``."""
     value = None if element is None else element.value
