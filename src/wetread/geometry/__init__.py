@@ -2,13 +2,16 @@
 
 from wetread.geometry.axes import AxisMap, Interpolation, antialias_sigma, axis_maps
 from wetread.geometry.grids import corners_mm, fitted_grid, lattice_grid, lattice_index, shifted_grid
+from wetread.geometry.ops import CpuOps, Ops
 from wetread.geometry.orient import Orientation, orient
 from wetread.geometry.resample import Intensity, Resampler, cpu_count, resample
 
 __all__ = [
     "AxisMap",
+    "CpuOps",
     "Intensity",
     "Interpolation",
+    "Ops",
     "Orientation",
     "Resampler",
     "antialias_sigma",

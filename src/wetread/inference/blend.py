@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from wetread.geometry import CpuOps
 from wetread.inference.windows import Window, WindowPlan
 
 Float32 = NDArray[np.float32]
@@ -53,6 +54,7 @@ class Blender:
         self._plan = plan
         self._channels = channels
         self._sink = sink
+        self._ops = CpuOps()
         self.open_bytes = 0
         self.peak_bytes = 0
         axis = plan.axes[0]
@@ -115,14 +117,7 @@ class Blender:
         row, in_row = divmod(number, self._plan.per_row)
         row += block.rows[0]
         b, c = divmod(in_row, len(axes[2].starts))
-        (y0, y1), (x0, x1) = axes[1].span(b), axes[2].span(c)
-        ys = slice(y0 - axes[1].starts[b], y1 - axes[1].starts[b])
-        xs = slice(x0 - axes[2].starts[c], x1 - axes[2].starts[c])
-        plane_weight = axes[1].weights[b, ys, None] * axes[2].weights[c, None, xs]
-        along = axes[0].weights[row, block.first - axes[0].starts[row] :]
-        scratch = np.empty_like(plane_weight)
-        for z in range(block.last - block.first):
-            weight = plane_weight * along[z]
-            for channel in range(self._channels):
-                np.multiply(part[channel, z, ys, xs], weight, out=scratch)
-                block.total[channel, z, y0:y1, x0:x1] += scratch
+        begin = axes[0].starts[row]
+        along = axes[0].weights[row, block.first - begin : block.last - begin]
+        weights = (along, axes[1].weights[b], axes[2].weights[c])
+        self._ops.blend(block.total, part, weights, (0, axes[1].starts[b], axes[2].starts[c]))

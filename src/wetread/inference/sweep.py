@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.errors import GeometryError, Notice, RecipeError
-from wetread.geometry import cpu_count
+from wetread.geometry import CpuOps, cpu_count
 from wetread.inference.blend import Blender
 from wetread.inference.intake import Intake, LatticeIntake, Span, WholeIntake
 from wetread.inference.labels import Decision, LabelWriter
@@ -78,6 +78,7 @@ class Sweep:
         grids = [grids] * len(recipe.channels) if isinstance(grids, Grid) else list(grids)
         _check(recipe, grids, output_channels)
         self._recipe = recipe
+        self._ops = CpuOps(threads)
         self._source = grids[recipe.reference_channel]
         self._output_channels = output_channels
         self._notices: list[Notice] = []
@@ -187,11 +188,7 @@ class Sweep:
             out: float32 (channels, *window_shape), written in whole.
         """
         assert self._plan is not None and self._intake.array is not None
-        box = self._box(window)
-        inner = [slice(a - s, b - s) for (a, b), s in zip(box, window.start, strict=True)]
-        if any(b - a < n for (a, b), n in zip(box, self._plan.shape, strict=True)):
-            out[...] = self._recipe.tiling.pad_value
-        out[(slice(None), *inner)] = self._intake.array[(slice(None), *(slice(*span) for span in box))]
+        self._ops.cut(self._intake.array, window.start, out, self._recipe.tiling.pad_value)
 
     def accept(self, window: Window, output: NDArray[np.float32]) -> None:
         """Takes a window's output before activation, each window once, in any order.
