@@ -143,9 +143,9 @@ def future_opset(model: onnx.ModelProto) -> str:
 @pytest.mark.parametrize(
     "plant",
     [
-        dangling, out_of_order, written_twice, no_output, wrong_channels, wrong_norm, wrong_bias, wrong_type, wrong_output_shape,
-        unknown_attribute, unknown_operator, nan_weight, infinite_weight, short_weight, custom_domain, random_numbers,
-        old_opset, future_opset,
+        dangling, out_of_order, written_twice, no_output, wrong_channels, wrong_norm, wrong_bias, wrong_type,
+        wrong_output_shape, unknown_attribute, unknown_operator, nan_weight, infinite_weight, short_weight,
+        custom_domain, random_numbers, old_opset, future_opset,
     ],
 )  # fmt: skip
 def test_planted_fault(plant: Callable[[onnx.ModelProto], str]) -> None:

@@ -170,7 +170,12 @@ class Graph:
                 todo="export the network with shapes of its inputs and outputs",
             )  # fmt: skip
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-        return TensorEntry(name=value.name, shape=shape, dtype=numpy_name(kind.elem_type))
+        try:
+            return TensorEntry(name=value.name, shape=shape, dtype=numpy_name(kind.elem_type))
+        except (KeyError, ValueError) as error:
+            raise GraphError(
+                f"name, shape or type of an input or output is damaged: {error}", where=self.where
+            ) from error
 
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:

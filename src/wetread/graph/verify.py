@@ -148,6 +148,8 @@ def _check_onnx(graph: Graph) -> None:
         raise GraphError(
             f"types or shapes do not agree: {reason}", where=_place(graph, found[2] if found else "")
         ) from error
+    except (ValueError, RuntimeError, TypeError) as error:  # garbage that the checker itself stumbles over
+        raise GraphError(f"the ONNX checker fails on this network: {error}", where=graph.where) from error
     typed = {value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type}
     typed |= {entry.name for entry in (*graph.inputs, *graph.outputs)}
     for node in graph.nodes:
