@@ -31,6 +31,7 @@ _CONVERSION_ERRORS = (
     LookupError,
     EOFError,
     RecursionError,
+    OSError,
 )
 
 Elements = Mapping[int, Any]
