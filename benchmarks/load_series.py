@@ -86,7 +86,8 @@ def main() -> None:
     data = {"machine": machine, "series": args.folder.parent.name, "shape": list(shape), "rows": rows,
             "median_of_paired_ratios": round(paired, 3), "arrays_equal": True, "times_s": times}
     text = (f"{args.folder.parent.name}, {shape[0]} slices of {shape[1]}×{shape[2]}, from folder to array in HU; "
-            f"arrays and affines equal.\n\n{common.table(rows)}\n\nMedian of the ratios of neighbouring runs: {paired:.2f}.\n\n"
+            f"arrays and affines equal.\n\n{common.table(rows)}\n\n"
+            f"Median of the ratios of neighbouring runs: {paired:.2f}.\n\n"
             f"{machine['processor']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}.")
     common.write(args.out, "load_series", "Loading a CT series", data, text)
     print(text)

@@ -27,7 +27,7 @@ EXPLICIT_BE = "1.2.840.10008.1.2.2"
 DEFLATED_LE = "1.2.840.10008.1.2.1.99"
 NATIVE = (IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE, DEFLATED_LE)
 
-_HEAD_BYTES = 32768
+_HEAD_BYTES = 1 << 17
 _INFLATED_LIMIT = 2 << 30
 _PREAMBLE = 132
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
@@ -232,7 +232,7 @@ def _check_whole(source: Source, dataset: object, data: bytes, size: int) -> Non
             code="FILE_BROKEN",
             todo="copy or export the file again",
         )
-    last = elements[max(elements)]
+    last = elements[next(reversed(list(elements)))]
     value, length = getattr(last, "value", None), getattr(last, "length", 0)
     short = (
         isinstance(value, bytes)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from wetread.dicom import tags
 from wetread.dicom.header import SliceHeader
+from wetread.dicom.plane import plane_directions
 from wetread.errors import GeometryError, Notice
 from wetread.volume import Grid
 
@@ -154,28 +155,6 @@ def _assemble(
     refs = tuple(header.ref for header in headers) if even and offsets is None else ()
     grid = Grid((count, rows, columns), affine, headers[0].frame_of_reference, refs)
     return Arrangement(grid, headers, tuple(duplicates), levels, shifts, tuple(notices))
-
-
-def plane_directions(header: SliceHeader) -> FloatArray:
-    """Rows: unit normal, direction of rising row index, direction of rising column index; shape (3, 3), LPS.
-
-    Raises:
-        GeometryError: Image Orientation is missing or its two directions are not perpendicular unit vectors.
-    """
-    values = np.array(header.orientation, dtype=np.float64).reshape(2, 3)
-    lengths = np.linalg.norm(values, axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(values[0] @ values[1]) > 1e-2:
-        shown = "\\".join(f"{x:g}" for x in values.ravel())
-        raise GeometryError(
-            f"{tags.named('ImageOrientationPatient')} is {shown}, expected two perpendicular unit vectors",
-            where=header.where("ImageOrientationPatient"),
-            code="ORIENTATION_INVALID",
-            todo="repair the element or export the series again",
-        )
-    along_columns = values[0] / lengths[0]
-    along_rows = values[1] - (values[1] @ along_columns) * along_columns
-    along_rows /= np.linalg.norm(along_rows)
-    return np.stack([np.cross(along_columns, along_rows), along_rows, along_columns])
 
 
 def _common_plane(slices: Sequence[SliceHeader]) -> FloatArray:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from wetread.dicom import tags
-from wetread.dicom.geometry import Arrangement, arrange, plane_directions
+from wetread.dicom.geometry import Arrangement, arrange
 from wetread.dicom.header import SliceHeader
 from wetread.dicom.load import Progress, load
+from wetread.dicom.plane import slice_affine
 from wetread.dicom.split import is_localiser
 from wetread.dicom.straighten import Label, to_source
 from wetread.errors import Notice, WetreadError
@@ -184,12 +185,3 @@ class Series:
         for header in self.arrangement.order:
             seen.setdefault(id(header.instance), header.instance.dataset)
         return tuple(seen.values())
-
-
-def slice_affine(header: SliceHeader) -> NDArray[np.float64]:
-    """Affine of one slice, index (0, row, column) to LPS mm (PS3.3 equation C.7.6.2.1-1)."""
-    rows, columns = header.pixel_spacing
-    affine = np.eye(4)
-    affine[:3, :3] = (plane_directions(header) * np.array([[1.0], [rows], [columns]])).T
-    affine[:3, 3] = header.position
-    return affine

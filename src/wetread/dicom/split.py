@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wetread.dicom.geometry import SAME_POSITION_MM, SPLIT_DEGREES, plane_directions
+from wetread.dicom.geometry import SAME_POSITION_MM, SPLIT_DEGREES
 from wetread.dicom.header import SliceHeader
+from wetread.dicom.plane import plane_directions
 from wetread.errors import GeometryError
 
 _LOCALISERS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVEY")
