@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wetread import __version__
 from wetread.engines.base import Engine, EngineInfo
-from wetread.errors import Notice, RecipeError
+from wetread.errors import Notice, RecipeError, SelectionError
 from wetread.findings import LabelInfo, Provenance, Reading
 from wetread.findings.extract import LesionRules, extract_findings
 from wetread.inference import Outcome, Sweep, Window
@@ -133,9 +133,19 @@ class Case:
 
         Raises:
             RecipeError: windows are missing.
+            SelectionError: the place where the recipe looks is not in the volume, so that "nothing found" would
+                be no answer.
         """
         started = time.perf_counter()
         outcome = self.sweep.result()
+        if outcome.windows_run == 0:
+            place = self.recipe.place.kind
+            raise SelectionError(
+                f"the volume holds nothing of the place that {self.recipe.name} reads ({place})",
+                where=", ".join(self.info.sources),
+                todo="choose a study of that part of the body, or another package with -m",
+                code="PLACE_ABSENT",
+            )
         self._spend("blend", time.perf_counter() - started)
         started = time.perf_counter()
         labels = tuple(label_info(label) for label in self.recipe.labels)
