@@ -118,11 +118,12 @@ def _check_weights(graph: Graph) -> None:
     for name, tensor in tensors:
         try:
             array = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise GraphError(f"the weight's values do not fit its shape: {error}", where=name) from error
         if array.dtype.kind not in "fV" or array.dtype.itemsize < 2:
             continue
-        values = array.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            values = array.astype(np.float64)
         bad = np.isnan(values) if array.size == 1 else ~np.isfinite(values)
         if bad.any():
             raise GraphError(
@@ -172,6 +173,10 @@ def _check_channels(graph: Graph, inferred: onnx.ModelProto) -> None:
             continue
         x, w = shapes[node.input[0]], shapes[node.input[1]]
         group = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type.startswith("Conv") and len(w) < 3:
+            raise GraphError(
+                f"the weights {node.input[1]!r} have {len(w)} axes", where=_place(graph, node_name(node))
+            )
         expected = w[1] * group if node.op_type == "Conv" else w[0]
         if len(x) > 1 and x[1] and expected and x[1] != expected:
             raise GraphError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -79,11 +80,15 @@ def read_model(core: Any, source: Path | bytes, where: str) -> Any:
 
 
 def _missing_operators(text: str) -> list[str]:
-    marker = "OpenVINO does not support the following ONNX operations:"
-    if marker not in text:
+    """Names from OpenVINO's message; it has said this in two ways, ``ai.onnx.Name`` and ``Name-18``."""
+    found = re.search(
+        r"(?:does not support the following ONNX operations|No conversion rule found for operations):(.*)",
+        text,
+    )
+    if found is None:
         return []
-    names = text.split(marker, 1)[1].split("\n", 1)[0]
-    return sorted({name.strip().rsplit(".", 1)[-1] for name in names.split(",") if name.strip()})
+    names = (name.strip().rsplit(".", 1)[-1] for name in found[1].split(","))
+    return sorted({re.sub(r"-\d+$", "", name) for name in names if name})
 
 
 def _last_line(text: str) -> str:
