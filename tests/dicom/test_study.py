@@ -366,3 +366,16 @@ def test_synthetic_series_refuses_what_it_cannot_write(tmp_path):
     straight = Grid((2, 3, 4), np.eye(4)[:, [2, 1, 0, 3]])
     with pytest.raises(PixelError):
         write_ct_series(Volume(np.full((2, 3, 4), 1e6, np.float32), straight, "CT"), tmp_path)
+
+
+@pytest.mark.parametrize("size", [40_000, 700_000])
+def test_headers_of_any_length(maker, only, size, field_value):
+    """Private elements before the pixels: the header does not fit what is read of the file at first."""
+    datasets = maker().datasets()
+    for ds in datasets:
+        ds.private_block(0x0029, "WETREAD TEST", create=True).add_new(1, "OB", bytes(size))
+    series = only(datasets)
+    volume, notices = series.volume()
+    assert notices == ()
+    index = np.moveaxis(np.indices(volume.grid.shape), 0, -1)
+    assert np.abs(volume.voxels - field_value(volume.grid.world(index))).max() < 0.026

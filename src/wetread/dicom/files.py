@@ -27,9 +27,8 @@ EXPLICIT_BE = "1.2.840.10008.1.2.2"
 DEFLATED_LE = "1.2.840.10008.1.2.1.99"
 NATIVE = (IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE, DEFLATED_LE)
 
-_HEAD_BYTES = 1 << 17
+_HEAD_BYTES = (1 << 15, 1 << 19)  # most headers fit the first, nearly all the second
 _INFLATED_LIMIT = 2 << 30
-_PREAMBLE = 132
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _LONG_VR = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
 _PARSE_ERRORS = (
@@ -76,15 +75,7 @@ def read_header(source: Source | Path | bytes) -> Instance:
         source = Source(source.name, path=source)
     elif isinstance(source, bytes):
         source = Source("memory", data=source)
-    try:
-        head, size = _head(source)
-    except OSError as error:
-        raise FileFormatError(
-            f"the file cannot be read: {error.strerror or error}",
-            where=source.name,
-            code="FILE_UNREADABLE",
-            todo="check the file and its permissions",
-        ) from error
+    head, size = _head(source, _HEAD_BYTES[0])
     if size == 0:
         raise FileFormatError(
             "the file is empty", where=source.name, code="FILE_EMPTY", todo="copy or export it again"
@@ -99,23 +90,37 @@ def read_header(source: Source | Path | bytes) -> Instance:
         if DEFLATED_LE.encode() in head[:2048]:
             whole = whole_bytes(source)
             return replace(_parse(source, whole, len(whole)), transfer_syntax=DEFLATED_LE)
-        if size > len(head):
+        for length in (*_HEAD_BYTES[1:], size):
+            if len(head) >= size:
+                break
             try:
                 return _parse(source, head, size)
             except FileFormatError:
-                head = whole_bytes(source)
+                head, _ = _head(source, length)
         return _parse(source, head, size)
 
 
-def _head(source: Source) -> tuple[bytes, int]:
+def _head(source: Source, length: int) -> tuple[bytes, int]:
     """First bytes of a source and its full size."""
     if source.data is not None:
         return source.data, len(source.data)
     if source.path is None:
         return b"", 0
-    with source.path.open("rb", buffering=0) as file:
-        head = file.read(_HEAD_BYTES)
-        return head, max(len(head), file.seek(0, io.SEEK_END))
+    try:
+        with source.path.open("rb", buffering=0) as file:
+            head = file.read(length)
+            return head, max(len(head), file.seek(0, io.SEEK_END))
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Source, error: OSError) -> FileFormatError:
+    return FileFormatError(
+        f"the file cannot be read: {error.strerror or error}",
+        where=source.name,
+        code="FILE_UNREADABLE",
+        todo="check the file and its permissions",
+    )
 
 
 def whole_bytes(source: Source) -> bytes:
@@ -127,12 +132,7 @@ def whole_bytes(source: Source) -> bytes:
     try:
         data = source.data if source.data is not None else (source.path or Path(source.name)).read_bytes()
     except OSError as error:
-        raise FileFormatError(
-            f"the file cannot be read: {error.strerror or error}",
-            where=source.name,
-            code="FILE_UNREADABLE",
-            todo="check the file and its permissions",
-        ) from error
+        raise _unreadable(source, error) from error
     return _inflate(data, source.name) if DEFLATED_LE.encode() in data[:2048] else data
 
 
@@ -319,9 +319,4 @@ def read_range(instance: Instance, offset: int, buffer: memoryview) -> int:
                 done += got
             return done
     except OSError as error:
-        raise FileFormatError(
-            f"the file cannot be read: {error.strerror or error}",
-            where=source.name,
-            code="FILE_UNREADABLE",
-            todo="check the file and its permissions",
-        ) from error
+        raise _unreadable(source, error) from error
