@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence, ContributingEquipment
 from numpy.typing import NDArray
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
 from wetread.dicom import codes
@@ -23,6 +24,7 @@ NAME = "wetread"
 UTF_8 = "ISO_IR 192"
 NOT_CLINICAL = "Research only. Not for clinical use."
 SEG_SERIES, SR_SERIES = 9801, 9802  # Series Number, far from those of scanners
+_SAME_DIRECTION = 1e-3
 _UNKNOWN = "0000000"  # device serial number: software has none
 _REQUIRED = (  # type 2 of the Patient, General Study and General Series modules (PS3.3 C.7.1.1, C.7.2.1)
     "PatientID",
@@ -79,20 +81,58 @@ class Sources:
         return self.slices[0].frame > 0
 
     def used(self, keep: NDArray[np.bool_] | None = None) -> list[Dataset]:
-        """Headers of the slices that are kept, each once, completed with empty required elements."""
-        uids = [ref.sop_instance_uid for i, ref in enumerate(self.slices) if keep is None or keep[i]]
-        return [_completed(self.instances[uid]) for uid in dict.fromkeys(uids)]
+        """Headers of the slices that are kept, each once, as highdicom needs them.
+
+        What must be there is added, empty; orientations that differ in rounding only become the first one's;
+        an orientation or spacing that a multi-frame instance repeats for each frame is shared. The headers
+        that were given stay as they are: what changes is a shallow copy.
+        """
+        refs = [ref for i, ref in enumerate(self.slices) if keep is None or keep[i]]
+        headers = {ref.sop_instance_uid: ref for ref in reversed(refs)}
+        orientation = self.first.get("ImageOrientationPatient")
+        return [
+            _completed(self.instances[uid], headers[uid], orientation)
+            for uid in dict.fromkeys(ref.sop_instance_uid for ref in refs)
+        ]
 
 
-def _completed(header: Dataset) -> Dataset:
-    """The header itself, or a shallow copy with the required elements that it lacks, empty."""
-    missing = [keyword for keyword in _REQUIRED if keyword not in header]
-    if not missing:
+def _completed(header: Dataset, ref: SliceRef, orientation: Any) -> Dataset:
+    changed: dict[str, Any] = {keyword: "" for keyword in _REQUIRED if keyword not in header}
+    if ref.frame:
+        shared = _copied(next(iter(header.get("SharedFunctionalGroupsSequence", [])), Dataset()))
+        frame = header.PerFrameFunctionalGroupsSequence[ref.frame - 1]
+        for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            if keyword not in shared and keyword in frame:
+                _put(shared, keyword, frame[keyword].value)
+        changed["SharedFunctionalGroupsSequence"] = [shared]
+    else:
+        if "SliceThickness" not in header:
+            changed["SliceThickness"] = None  # highdicom asks for it even where it is told another one
+        own = header.get("ImageOrientationPatient")
+        if own is not None and orientation is not None and own != orientation:
+            off = max(abs(float(a) - float(b)) for a, b in zip(own, orientation, strict=True))
+            if off < _SAME_DIRECTION:
+                changed["ImageOrientationPatient"] = orientation
+    if not changed:
         return header
-    copy = Dataset(header)
-    for keyword in missing:
-        setattr(copy, keyword, "")
+    copy = _copied(header)
+    for keyword, value in changed.items():
+        _put(copy, keyword, value)
     return copy
+
+
+def _copied(dataset: Dataset) -> Dataset:
+    """A dataset of its own that shares the elements; they must be replaced, never changed."""
+    copy = Dataset({element.tag: element for element in dataset.values()})
+    implicit, little = dataset.original_encoding
+    copy.set_original_encoding(implicit, little, dataset.original_character_set)
+    return copy
+
+
+def _put(dataset: Dataset, keyword: str, value: Any) -> None:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    dataset.add_new(tag, dictionary_VR(tag), value)
 
 
 def new_uid(seed: str, role: str) -> str:
@@ -159,7 +199,7 @@ def identifiers(reading: Reading, kind: str, uid_seed: str) -> dict[str, Any]:
         "instance_number": 1,
         "manufacturer": NAME,
         "manufacturer_model_name": line(made.package) or NAME,
-        "software_versions": (line(made.wetread_version) or "unknown",),
+        "software_versions": line(made.wetread_version) or "unknown",
         "device_serial_number": _UNKNOWN,
         "series_description": described(reading, kind),
         "specific_character_set": UTF_8,

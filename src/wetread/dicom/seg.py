@@ -13,6 +13,7 @@ from highdicom import PixelMeasuresSequence
 from highdicom.color import CIELabColor
 from highdicom.seg import Segmentation, SegmentDescription, segread
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from wetread.dicom import authorship, codes
 from wetread.dicom.authorship import Sources
@@ -98,6 +99,7 @@ def write_seg(
     segments = _segments(reading, labels, components)
     if not segments:
         return None
+    _check_place(reading, sources)
     keep, stack = _stack(segments, labels, components)
     try:
         dataset = _build(reading, sources, keep, stack, segments, kind, uid_seed)
@@ -151,6 +153,26 @@ def _segments(
     ]
 
 
+def _check_place(reading: Reading, sources: Sources) -> None:
+    """Where the grid is the source's own, its slices must lie where their headers say.
+
+    Raises:
+        OutputError: a slice is off by more than half a voxel, such as in a stack that was turned over.
+    """
+    if tuple(reading.grid.slices) != tuple(sources.slices):
+        return
+    allowed_mm = min(reading.grid.spacing_mm) / 2
+    for i, ref in enumerate(sources.slices):
+        off_mm = float(np.linalg.norm(reading.grid.world((i, 0, 0)) - _position(sources, ref)))
+        if off_mm > allowed_mm:
+            raise OutputError(
+                f"slice {i} of the grid lies {off_mm:.2f} mm from its source",
+                where=ref.sop_instance_uid,
+                todo="give the source slices in the order of the grid",
+                code="SEG_PLACE",
+            )
+
+
 def _stack(
     segments: Sequence[Segment], labels: NDArray[np.uint8], components: NDArray[np.int32] | None
 ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
@@ -199,9 +221,10 @@ def _build(
             series_number=authorship.SEG_SERIES,
             content_label="WETREAD",
             content_description=authorship.line(f"{reading.provenance.package}. {authorship.NOT_CLINICAL}"),
-            pixel_measures=_pixel_measures(reading, sources),
             **authorship.identifiers(reading, "SEG", uid_seed),
         )
+        measures = _pixel_measures(reading, sources, images[0])
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
         dataset.ContentQualification = "RESEARCH"
         dataset.BodyPartExamined = str(sources.first.get("BodyPartExamined", "") or "")
         if not dataset.BodyPartExamined:
@@ -209,17 +232,18 @@ def _build(
     return dataset
 
 
-def _pixel_measures(reading: Reading, sources: Sources) -> PixelMeasuresSequence | None:
-    """Spacings of the source, with the distance between slices where the grid is the source's own."""
-    header = sources.first
-    if sources.multiframe or "PixelSpacing" not in header:
-        return None
+def _pixel_measures(reading: Reading, sources: Sources, image: Dataset) -> PixelMeasuresSequence:
+    """Spacings of the source, with the distance between slices where the grid is the source's own.
+
+    highdicom knows only the slices that are not empty, and takes over what the source says of the distance.
+    """
+    if sources.multiframe:
+        image = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     between = reading.grid.spacing_mm[0]
     regular = tuple(reading.grid.slices) == tuple(sources.slices)
-    thickness = float(header.get("SliceThickness", None) or between)
     return PixelMeasuresSequence(
-        pixel_spacing=[float(x) for x in header.PixelSpacing],
-        slice_thickness=thickness,
+        pixel_spacing=[float(x) for x in image.PixelSpacing],
+        slice_thickness=float(image.get("SliceThickness", None) or between),
         spacing_between_slices=between if regular else None,
     )
 
