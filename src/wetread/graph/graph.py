@@ -123,6 +123,8 @@ class Graph:
         ):
             item.ClearField("doc_string")
             item.ClearField("metadata_props")
+        for tensor in graph.initializer:  # set, though empty of meaning, on weights that lay in another file
+            tensor.ClearField("data_location")
         return Graph(model, self.where)
 
     def output_shapes(self, window: Sequence[int]) -> dict[str, tuple[int | None, ...]]:
