@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from highdicom.seg import Segmentation, SegmentDescription, segread
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from wetread.dicom import authorship, codes
+from wetread.dicom import authorship, codes, tags
 from wetread.dicom.authorship import Sources
 from wetread.errors import OutputError
 from wetread.findings import Finding, LabelInfo, Reading
@@ -63,6 +62,7 @@ def numbered_name(finding: Finding) -> str:
     return authorship.line(finding.label, 64 - len(tail)) + tail
 
 
+@tags.quiet()  # remarks about values of the source, which are not ours to mend
 def write_seg(
     path: Path | str,
     reading: Reading,
@@ -211,24 +211,22 @@ def _build(
     if sources.multiframe:
         pixels = np.zeros((int(images[0].NumberOfFrames), *stack.shape[1:]), stack.dtype)
         pixels[[ref.frame - 1 for ref, kept in zip(sources.slices, keep, strict=True) if kept]] = stack
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks about values of the source, which are not ours to mend
-        dataset = Segmentation(
-            source_images=images,
-            pixel_array=pixels,
-            segmentation_type=kind,
-            segment_descriptions=[_description(segment, reading) for segment in segments],
-            series_number=authorship.SEG_SERIES,
-            content_label="WETREAD",
-            content_description=authorship.line(f"{reading.provenance.package}. {authorship.NOT_CLINICAL}"),
-            **authorship.identifiers(reading, "SEG", uid_seed),
-        )
-        measures = _pixel_measures(reading, sources, images[0])
-        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
-        dataset.ContentQualification = "RESEARCH"
-        dataset.BodyPartExamined = str(sources.first.get("BodyPartExamined", "") or "")
-        if not dataset.BodyPartExamined:
-            del dataset.BodyPartExamined
+    dataset = Segmentation(
+        source_images=images,
+        pixel_array=pixels,
+        segmentation_type=kind,
+        segment_descriptions=[_description(segment, reading) for segment in segments],
+        series_number=authorship.SEG_SERIES,
+        content_label="WETREAD",
+        content_description=authorship.line(f"{reading.provenance.package}. {authorship.NOT_CLINICAL}"),
+        **authorship.identifiers(reading, "SEG", uid_seed),
+    )
+    measures = _pixel_measures(reading, sources, images[0])
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
+    dataset.ContentQualification = "RESEARCH"
+    dataset.BodyPartExamined = str(sources.first.get("BodyPartExamined", "") or "")
+    if not dataset.BodyPartExamined:
+        del dataset.BodyPartExamined
     return dataset
 
 
@@ -288,7 +286,9 @@ def _compare(path: Path, sources: Sources, keep: NDArray[np.bool_], stack: NDArr
         places = _places(seg)
     except BUILD_ERRORS as error:
         raise _mismatch(path, f"it cannot be read: {error}") from error
-    if found.shape != stack.shape or not np.array_equal(found, stack):
+    if found.shape != stack.shape:
+        raise _mismatch(path, f"its pixels have shape {found.shape}, expected {stack.shape}")
+    if not np.array_equal(found, stack):
         raise _mismatch(path, f"{int((found != stack).sum())} voxels differ")
     if str(seg.SegmentationType) == "LABELMAP":
         frames = len(stack)

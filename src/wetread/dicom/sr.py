@@ -7,7 +7,6 @@ kind of lesion that was looked for and not found.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from wetread.dicom import authorship, codes
+from wetread.dicom import authorship, codes, tags
 from wetread.dicom.authorship import NOT_CLINICAL, Sources
 from wetread.dicom.seg import BUILD_ERRORS, WrittenSeg, numbered_name
 from wetread.errors import OutputError
@@ -29,6 +28,7 @@ _Group = hd.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.Measurements
 _CONTAINS = hd.RelationshipTypeValues.CONTAINS
 
 
+@tags.quiet()  # remarks about values of the source, which are not ours to mend
 def write_sr(
     path: Path | str,
     reading: Reading,
@@ -53,9 +53,7 @@ def write_sr(
         OutputError: it could not be built or written, or did not read back; no file is left.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about values of the source, which are not ours to mend
-            document = _document(reading, sources, seg, uid_seed)
+        document = _document(reading, sources, seg, uid_seed)
     except BUILD_ERRORS as error:
         raise OutputError(
             f"the report could not be built: {error}",
@@ -101,7 +99,7 @@ def _observer(made: Provenance, sources: Sources) -> hd.ObservationContext:
         name=authorship.line(f"{authorship.NAME} {made.package}"),
         manufacturer_name=authorship.NAME,
         model_name=authorship.line(made.package),
-        serial_number=authorship.line(made.package_hash),
+        serial_number=authorship.line(made.package_hash, 80),
     )
     return hd.ObservationContext(
         observer_device_context=hd.ObserverContext(codes.concept(codes.DEVICE), device),

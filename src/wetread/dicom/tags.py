@@ -174,7 +174,7 @@ def quiet() -> Iterator[None]:
         if _quiet_depth == 1:
             _quiet_saved = warnings.catch_warnings()
             _quiet_saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"pydicom|gdcm|openjpeg|jpeg_ls|_pyjpegls")
+            warnings.filterwarnings("ignore", module=r"pydicom|highdicom|gdcm|openjpeg|jpeg_ls|_pyjpegls")
     try:
         yield
     finally:
