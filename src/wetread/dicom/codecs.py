@@ -54,16 +54,19 @@ class Codec:
         plugins: names of pydicom's decoding plugins, fastest first; none means GDCM directly.
         lossy: True where decoded values always differ from those that were encoded, None where the
             syntax allows both.
+        native: True where native code decodes it, which a damaged stream may crash; see
+            `wetread.dicom.decoders`.
     """
 
     name: str
     plugins: tuple[str, ...]
     lossy: bool | None = False
+    native: bool = True
 
 
 CODECS = {
-    "1.2.840.10008.1.2.5": Codec("RLE", ("pydicom", "gdcm")),
-    "1.2.840.10008.1.2.4.50": Codec("JPEG baseline", ("gdcm",), lossy=True),
+    "1.2.840.10008.1.2.5": Codec("RLE", ("pydicom",), native=False),
+    "1.2.840.10008.1.2.4.50": Codec("JPEG baseline", ("gdcm", "pillow"), lossy=True),
     "1.2.840.10008.1.2.4.51": Codec("JPEG extended", (), lossy=True),
     "1.2.840.10008.1.2.4.53": Codec("JPEG spectral selection", (), lossy=True),
     "1.2.840.10008.1.2.4.55": Codec("JPEG full progression", (), lossy=True),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.dicom import tags
+from wetread.dicom.decoders import decoders
 from wetread.dicom.files import NATIVE
 from wetread.dicom.geometry import Arrangement
 from wetread.dicom.header import SliceHeader
@@ -59,7 +60,7 @@ def load(
     _check_all(headers)
     whole = all(is_whole(header) for header in headers)
     threads = threads or min(os.cpu_count() or 1, 8)
-    with tags.quiet():
+    with tags.quiet(), decoders():
         loaded = _read(headers, np.dtype(np.int16), threads, progress) if whole else None
         voxels, repairs = (
             loaded or _read(headers, np.dtype(np.float32), threads, progress) or _refuse(headers)

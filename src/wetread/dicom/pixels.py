@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.dicom import codecs, tags
+from wetread.dicom.decoders import decode_apart
 from wetread.dicom.files import EXPLICIT_BE, NATIVE, read_range, require_pixels
 from wetread.dicom.header import SliceHeader
 from wetread.errors import PixelError
@@ -108,7 +109,8 @@ def stored_values(header: SliceHeader, out: NDArray[Any] | None = None) -> NDArr
     if header.instance.transfer_syntax in NATIVE:
         values = _native(header, dtype, out)
     else:
-        values = codecs.decode_frame(header)
+        apart = codecs.codec_of(header).native
+        values = decode_apart(header) if apart else codecs.decode_frame(header)
         if values.shape != header.shape or values.dtype.itemsize != dtype.itemsize:
             raise PixelError(
                 f"the decoder returned {values.shape} {values.dtype}, the header says {header.shape} {dtype}",
