@@ -16,7 +16,13 @@ from tests.engines.contract import WINDOW, EngineContract, images, poisoned, run
 
 from wetread.engines import Engine, make_engine
 from wetread.engines.openvino import OpenVinoEngine, runtime
-from wetread.errors import EngineError, EngineUnavailableError, GraphError, UnsupportedOperatorError
+from wetread.errors import (
+    DeviceMemoryError,
+    EngineError,
+    EngineUnavailableError,
+    GraphError,
+    UnsupportedOperatorError,
+)
 from wetread.graph import Graph
 
 
@@ -237,3 +243,56 @@ def test_control_group_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, expected in (("150000 100000", 2), ("max 100000", 64), ("nonsense", 64)):
         monkeypatch.setattr(Path, "read_text", lambda *_, text=text, **__: text)
         assert runtime.available_threads() == expected
+
+
+def test_windows_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "available_bytes", lambda: 10 * 2**20)
+    engine = OpenVinoEngine(BIG.SerializeToString())
+    engine.context((16, 16, 16)).close()
+    with pytest.raises(DeviceMemoryError, match=r"\(64, 64, 64\) take 0\.0 GiB"):
+        engine.context((64, 64, 64))
+
+
+def test_free_memory_is_the_least_of_system_and_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "meminfo": "MemTotal: 9 kB\nMemAvailable:    2048 kB\n",
+        "memory.max": "3145728",
+        "memory.current": "2097152",
+    }
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: texts[self.name])
+    assert runtime.available_bytes() == 2**20
+    texts["memory.max"] = "max"
+    assert runtime.available_bytes() == 2 * 2**20
+    texts["meminfo"] = ""
+    assert runtime.available_bytes() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("Exception from x.cpp:1:\nstd::bad_alloc"), DeviceMemoryError),
+        (MemoryError(), DeviceMemoryError),
+        (RuntimeError("Exception from x.cpp:1:\nsomething else"), EngineError),
+    ],
+)
+def test_failures_of_the_runtime(error: BaseException, kind: type) -> None:
+    assert type(runtime.failure(error, "it failed")) is kind
+
+
+def test_a_window_that_cannot_start_leaves_the_context_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenVinoEngine(BIG.SerializeToString())
+    window = (16, 16, 16)
+    x = images(2, 1, window)
+    with engine.context(window, 2) as context:
+        expected = run(engine, context, x)
+        good = context._requests[1]
+        context._requests[1] = _Broken()
+        with pytest.raises(EngineError, match="cannot start"):
+            context.submit((x,), poisoned(engine, 2, window))
+        context._requests[1] = good
+        np.testing.assert_array_equal(run(engine, context, x), expected)
+
+
+class _Broken:
+    def __getattr__(self, name: str) -> None:
+        raise RuntimeError("no such thing")

@@ -7,19 +7,27 @@ from typing import Any
 import numpy as np
 
 from wetread.engines.common import Closing, Port, check_arrays, check_finite
+from wetread.engines.openvino import runtime
 from wetread.errors import EngineError
 
 
 class OpenVinoTicket:
     """A submitted batch: one infer request for each window."""
 
-    def __init__(self, requests: list[Any], kept: list[Any], outputs: tuple[np.ndarray, ...]) -> None:
-        self._requests = requests
-        self._kept = kept  # tensors and arrays stay alive while the requests run
+    def __init__(
+        self, ports: tuple[Port, ...], outputs: tuple[np.ndarray, ...], inputs: tuple[np.ndarray, ...]
+    ) -> None:
+        self._ports = ports
         self._outputs = outputs
-        self._ports: tuple[Port, ...] = ()
-        self._error: Exception | None = None
+        self._requests: list[Any] = []
+        self._kept: list[Any] = [inputs]  # arrays and tensors stay alive while the requests run
+        self._error: EngineError | None = None
         self._settled = False
+
+    def started(self, request: Any, tensors: list[Any]) -> None:
+        """Adds a window's running request and the tensors it works on."""
+        self._requests.append(request)
+        self._kept.append(tensors)
 
     def done(self) -> bool:
         """True once the outputs are written; never blocks."""
@@ -46,10 +54,9 @@ class OpenVinoTicket:
             check_finite(self._outputs, self._ports, "output")
         except EngineError as error:
             self._error = error
-        except RuntimeError as error:
-            failed = EngineError(f"OpenVINO failed while running: {str(error).strip().splitlines()[-1]}")
-            failed.__cause__ = error
-            self._error = failed
+        except (RuntimeError, MemoryError) as error:
+            self._error = runtime.failure(error, "OpenVINO failed while running")
+            self._error.__cause__ = error
         self._settled = True
         self._requests, self._kept, self._outputs = [], [], ()
 
@@ -96,21 +103,19 @@ class OpenVinoContext(Closing):
         n = check_arrays(inputs, outputs, self._ports, self.max_batch)
         check_finite(inputs, self._ports[0], "input")
         inputs = tuple(array if array.flags.writeable else array.copy() for array in inputs)
-        requests = self._requests[:n]
-        kept: list[Any] = [inputs]
-        for i, request in enumerate(requests):
-            for j, array in enumerate(inputs):
-                tensor = self._ov.Tensor(array[i : i + 1], shared_memory=True)
-                request.set_input_tensor(j, tensor)
-                kept.append(tensor)
-            for j, array in enumerate(outputs):
-                tensor = self._ov.Tensor(array[i : i + 1], shared_memory=True)
-                request.set_output_tensor(j, tensor)
-                kept.append(tensor)
-        for request in requests:
-            request.start_async()
-        self._ticket = OpenVinoTicket(requests, kept, outputs)
-        self._ticket._ports = self._ports[1]
+        self._ticket = OpenVinoTicket(self._ports[1], outputs, inputs)
+        try:
+            for i, request in enumerate(self._requests[:n]):
+                tensors = [self._ov.Tensor(a[i : i + 1], shared_memory=True) for a in (*inputs, *outputs)]
+                for j in range(len(inputs)):
+                    request.set_input_tensor(j, tensors[j])
+                for j in range(len(outputs)):
+                    request.set_output_tensor(j, tensors[len(inputs) + j])
+                request.start_async()
+                self._ticket.started(request, tensors)
+        except (RuntimeError, MemoryError) as error:
+            self._ticket.settle()
+            raise runtime.failure(error, "OpenVINO cannot start a window") from error
         return self._ticket
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from wetread.engines.base import EngineInfo, TensorInfo
 from wetread.engines.common import Closing, Port, check_network, check_window, shape_text
 from wetread.engines.openvino import runtime
 from wetread.engines.openvino.context import OpenVinoContext
-from wetread.errors import EngineError, EngineUnavailableError
+from wetread.errors import DeviceMemoryError, EngineError, EngineUnavailableError
 
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32"}
 _CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
@@ -130,20 +130,34 @@ class OpenVinoEngine(Closing):
                         }
                     )
                     compiled = self._core.compile_model(model, self._device, self._config)
-                except RuntimeError as error:
-                    failed = runtime.compile_error(error, self._where)
-                    failed.what = f"the network does not take windows of {shape}: {failed.what}"
-                    failed.todo = "use a window whose sizes are multiples of the network's strides"
-                    raise failed from error
-                self._compiled[shape] = compiled, runtime.activation_bytes(compiled)
+                except (RuntimeError, MemoryError) as error:
+                    raise runtime.failure(
+                        error,
+                        f"the network does not take windows of {shape}",
+                        self._where,
+                        "use a window whose sizes are multiples of the network's strides",
+                    ) from error
+                self._check_memory(shape, activations := runtime.activation_bytes(compiled))
+                self._compiled[shape] = compiled, activations
                 self.bytes = self._weights * (1 + len(self._compiled))
             return self._compiled[shape]
+
+    def _check_memory(self, shape: tuple[int, int, int], activations: int) -> None:
+        """Refuses a window that would bring the system to kill the process in the middle of a reading."""
+        free = runtime.available_bytes()
+        if self._device == "CPU" and free is not None and activations > free:
+            raise DeviceMemoryError(
+                f"windows of {shape} take {activations / 2**30:.1f} GiB of activations, {free / 2**30:.1f} are free",
+                where=self._where,
+                todo="use a smaller window, or a machine with more memory",
+            )
 
     def context(self, shape: tuple[int, int, int], max_batch: int = 1) -> OpenVinoContext:
         """Makes a context for windows of the given spatial shape; compiles at the first of each shape.
 
         Raises:
             EngineError: the network does not take that shape, or the engine is closed.
+            DeviceMemoryError: its activations are more than the memory that is free.
         """
         shape = check_window(shape, self.inputs, max_batch)
         compiled, activations = self._compile(shape)

@@ -6,10 +6,17 @@ import os
 import re
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wetread.errors import EngineError, EngineUnavailableError, GraphError, UnsupportedOperatorError
+from wetread.errors import (
+    DeviceMemoryError,
+    EngineError,
+    EngineUnavailableError,
+    GraphError,
+    UnsupportedOperatorError,
+)
 
 _LOCK = threading.Lock()
 _TELEMETRY = "openvino_telemetry"
@@ -96,9 +103,29 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def compile_error(error: RuntimeError, where: str) -> EngineError:
+def failure(error: BaseException, what: str, where: str = "", todo: str = "") -> EngineError:
     """An OpenVINO exception as ours; the last line of its text is the reason."""
-    return EngineError(f"OpenVINO failed: {_last_line(str(error))}", where=where)
+    reason = _last_line(str(error))
+    if isinstance(error, MemoryError) or re.search(
+        r"bad_alloc|[Aa]llocat(e|ion).*(fail|memory)|out of memory", reason
+    ):
+        return DeviceMemoryError(
+            f"{what}: {reason}", where=where, todo="use a smaller window, or fewer contexts"
+        )
+    return EngineError(f"{what}: {reason}", where=where, todo=todo)
+
+
+def available_bytes() -> int | None:
+    """Memory that this process may still take: the system's, and the control group's; None where unknown."""
+    found: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(1024 * int(text.split("MemAvailable:", 1)[1].split()[0]))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    return min(found, default=None)
 
 
 def element_name(element: Any) -> str:
