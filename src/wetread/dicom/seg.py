@@ -96,11 +96,18 @@ def write_seg(
     """
     labels = reading.mask if labels is None else labels
     components = reading.components if components is None else components
-    segments = _segments(reading, labels, components)
-    if not segments:
+    if components is not None and components.shape != labels.shape:
+        raise OutputError(
+            f"components have shape {components.shape}, the mask has {labels.shape}", code="MASK_SHAPE"
+        )
+    keep: NDArray[np.bool_] = np.any(labels, axis=(1, 2))
+    if not keep.any():
         return None
+    labels = labels[keep]
+    components = np.zeros(labels.shape, np.int32) if components is None else components[keep]
     _check_place(reading, sources)
-    keep, stack = _stack(segments, labels, components)
+    segments = _segments(reading, labels, components)
+    stack = _stack(segments, labels, components)
     try:
         dataset = _build(reading, sources, keep, stack, segments, kind, uid_seed)
     except BUILD_ERRORS as error:
@@ -123,22 +130,13 @@ def write_seg(
     )
 
 
-def _segments(
-    reading: Reading, labels: NDArray[np.uint8], components: NDArray[np.int32] | None
-) -> list[Segment]:
+def _segments(reading: Reading, labels: NDArray[np.uint8], components: NDArray[np.int32]) -> list[Segment]:
     """Findings that have voxels, in their order, then the labels that have voxels outside of all findings."""
-    present: set[int] = set()
-    outside = labels
-    if components is not None:
-        if components.shape != labels.shape:
-            raise OutputError(
-                f"components have shape {components.shape}, the mask has {labels.shape}", code="MASK_SHAPE"
-            )
-        present = set(np.flatnonzero(np.bincount(components[components > 0])).tolist())
-        outside = labels[(components == 0) & (labels > 0)]
+    present = set(np.flatnonzero(np.bincount(components[components > 0])).tolist())
+    outside = labels[(components == 0) & (labels > 0)]
     infos = {info.index: info for info in reading.labels}
     findings = [finding for finding in reading.findings if finding.number in present]
-    rest = [int(value) for value in np.flatnonzero(np.bincount(outside.ravel(), minlength=1)) if value > 0]
+    rest = [int(value) for value in np.flatnonzero(np.bincount(outside))]
     unknown = (set(rest) | {finding.label_index for finding in findings}) - set(infos)
     if unknown or len(findings) != len(present):
         raise OutputError(
@@ -163,7 +161,7 @@ def _check_place(reading: Reading, sources: Sources) -> None:
         return
     allowed_mm = min(reading.grid.spacing_mm) / 2
     for i, ref in enumerate(sources.slices):
-        off_mm = float(np.linalg.norm(reading.grid.world((i, 0, 0)) - _position(sources, ref)))
+        off_mm = float(np.linalg.norm(reading.grid.world((i, 0, 0)) - position_of(sources, ref)))
         if off_mm > allowed_mm:
             raise OutputError(
                 f"slice {i} of the grid lies {off_mm:.2f} mm from its source",
@@ -174,10 +172,9 @@ def _check_place(reading: Reading, sources: Sources) -> None:
 
 
 def _stack(
-    segments: Sequence[Segment], labels: NDArray[np.uint8], components: NDArray[np.int32] | None
-) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Which slices are not empty, and their segment numbers, [kept slice, row, column]."""
-    keep: NDArray[np.bool_] = np.any(labels, axis=(1, 2))
+    segments: Sequence[Segment], labels: NDArray[np.uint8], components: NDArray[np.int32]
+) -> NDArray[Any]:
+    """Segment numbers, of the labels' shape."""
     dtype = np.uint8 if len(segments) < 256 else np.uint16
     by_label = np.zeros(256, dtype)
     last = max((s.finding.number for s in segments if s.finding), default=0)
@@ -187,12 +184,7 @@ def _stack(
             by_label[segment.label.index] = segment.number
         else:
             by_finding[segment.finding.number] = segment.number
-    stack = by_label[labels[keep]]
-    if components is not None:
-        kept = components[keep]
-        inside = kept > 0
-        stack[inside] = by_finding[kept[inside]]
-    return keep, stack
+    return np.where(components > 0, by_finding[components], by_label[labels])
 
 
 def _build(
@@ -296,7 +288,7 @@ def _compare(path: Path, sources: Sources, keep: NDArray[np.bool_], stack: NDArr
         frames = sum(int(np.count_nonzero(np.bincount(plane[plane > 0]))) for plane in stack)
     if int(seg.NumberOfFrames) != frames:
         raise _mismatch(path, f"it has {seg.NumberOfFrames} frames, expected {frames}")
-    expected = {(ref.sop_instance_uid, ref.frame): _position(sources, ref) for ref in refs}
+    expected = {(ref.sop_instance_uid, ref.frame): position_of(sources, ref) for ref in refs}
     for key, place in places:
         if key not in expected or np.abs(np.subtract(place, expected[key])).max() > 1e-3:
             raise _mismatch(path, f"a frame lies at {place}, expected {expected.get(key)}")
@@ -313,7 +305,7 @@ def _places(seg: Segmentation) -> list[tuple[tuple[str, int], tuple[float, ...]]
     return places
 
 
-def _position(sources: Sources, ref: SliceRef) -> tuple[float, ...]:
+def position_of(sources: Sources, ref: SliceRef) -> tuple[float, ...]:
     """Image Position (Patient) of a source slice, in mm."""
     header = sources.instances[ref.sop_instance_uid]
     if ref.frame:

@@ -19,7 +19,7 @@ from pydicom.sr.coding import Code
 
 from wetread.dicom import authorship, codes, tags
 from wetread.dicom.authorship import NOT_CLINICAL, Sources
-from wetread.dicom.seg import BUILD_ERRORS, WrittenSeg, numbered_name
+from wetread.dicom.seg import BUILD_ERRORS, WrittenSeg, numbered_name, position_of
 from wetread.errors import OutputError
 from wetread.findings import Finding, LabelInfo, Provenance, Reading
 from wetread.storage import whole_file
@@ -143,7 +143,7 @@ def _lesion(
             finding_sites=sites,
             algorithm_id=_algorithm(reading.provenance),
             measurements=measurements,
-            source_images=_source_images(finding, sources),
+            source_images=_source_images(finding, reading, sources),
         )
     group = hd.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,
@@ -175,10 +175,16 @@ def _centre(finding: Finding, frame_of_reference: str) -> hd.Scoord3DContentItem
     )
 
 
-def _source_images(finding: Finding, sources: Sources) -> list[hd.SourceImageForMeasurementGroup]:
-    """The slice in the middle of a finding."""
-    first, last = finding.slice_range
-    ref = sources.slices[min((first + last) // 2, len(sources.slices) - 1)]
+def _source_images(
+    finding: Finding, reading: Reading, sources: Sources
+) -> list[hd.SourceImageForMeasurementGroup]:
+    """The source slice nearest to a finding's centroid."""
+    normal = reading.grid.directions[:, 0]
+    away = [
+        abs(float((np.array(position_of(sources, ref)) - finding.centroid_lps_mm) @ normal))
+        for ref in sources.slices
+    ]
+    ref = sources.slices[int(np.argmin(away))]
     return [
         hd.SourceImageForMeasurementGroup(
             str(sources.instances[ref.sop_instance_uid].SOPClassUID),
