@@ -40,7 +40,7 @@ def run_wetread(study: Path, folder: Path) -> dict[str, object]:
 
     _ = highdicom, openvino
     started = time.perf_counter()
-    reading = wetread.read(study)
+    reading = wetread.read(study, json.loads((folder / "plan.json").read_text())["package"])
     wetread.save(reading, folder / "out")
     seconds = time.perf_counter() - started
     np.save(folder / "mask.npy", reading.mask)
@@ -89,7 +89,7 @@ def run_peer(study: Path, folder: Path, body: bool) -> dict[str, object]:
     steps = Compose(
         [
             EnsureChannelFirst(channel_dim="no_channel"),
-            Orientation("LPS"),
+            Orientation("LPS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
             ScaleIntensityRange(-600.0, 400.0, 0.0, 1.0, clip=True),
             spacing,
         ]
@@ -126,7 +126,7 @@ def run_peer(study: Path, folder: Path, body: bool) -> dict[str, object]:
     with torch.inference_mode():
         logits = inferer(volume, predict)[0]
         inside = tuple(slice(o, o + n) for o, n in zip(offset, prepared.shape, strict=True))
-        probability = torch.sigmoid(logits[(slice(None), *inside)].as_tensor()).permute(0, 3, 2, 1)
+        probability = torch.sigmoid(torch.as_tensor(logits[(slice(None), *inside)])).permute(0, 3, 2, 1)
         back = SpatialResample(mode="bilinear", padding_mode="border")(
             MetaTensor(probability, affine=resampled.affine),
             dst_affine=image.affine,
@@ -139,7 +139,7 @@ def run_peer(study: Path, folder: Path, body: bool) -> dict[str, object]:
     return {"seconds": seconds, "windows": ran, "skipped": 0, "stages_s": {}, "findings": None}
 
 
-def make_plan(study: Path) -> dict[str, object]:
+def make_plan(study: Path, name: str) -> dict[str, object]:
     """Where wetread's windows lie, which it runs, and which touch the body."""
     from wetread.inference import Sweep
     from wetread.inference.prepare import prepared_grid
@@ -147,7 +147,7 @@ def make_plan(study: Path) -> dict[str, object]:
     from wetread.package import Package
     from wetread.reading.source import open_source
 
-    package = Package.default()
+    package = Package.open(name)
     recipe = package.recipe
     with open_source(study) as source:
         volume = source.load(0).volume
@@ -157,6 +157,7 @@ def make_plan(study: Path) -> dict[str, object]:
     offset = [-min(s) for s in starts]
     padded = [max(s) + w - min(s) for s, w in zip(starts, plan.shape, strict=True)]
     data = {
+        "package": str(package.path),
         "model": str(package.model_path(0)),
         "window": list(plan.shape),
         "stride": list(recipe.tiling.stride),
@@ -212,6 +213,7 @@ def main() -> None:
     )
     parser.add_argument("study", type=Path, nargs="?", default=default)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--package", default="lung-nodule")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--child", choices=VARIANTS)
     parser.add_argument("--folder", type=Path)
@@ -222,7 +224,7 @@ def main() -> None:
     results: dict[str, list[dict[str, object]]] = {name: [] for name in VARIANTS}
     agreement: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        plan = make_plan(args.study)
+        plan = make_plan(args.study, args.package)
         for repetition in range(args.repeat):
             masks = {}
             for name in VARIANTS:

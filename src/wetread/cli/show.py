@@ -57,19 +57,20 @@ def reading(result: Reading, written: Mapping[str, Path]) -> None:
     """Prints findings, notices, times and paths."""
     console = Console()
     if result.findings:
+        unit = "HU" if result.modality == "CT" else "mean"
         table = Table(title=f"{len(result.findings)} finding(s)", title_justify="left")
-        for name, justify in (
-            ("#", "right"), ("label", "left"), ("centre L, P, S (mm)", "right"), ("slices", "right"),
-            ("long axis (mm)", "right"), ("volume (ml)", "right"), ("mean (HU)" if result.modality == "CT"
-            else "mean", "right"), ("probability", "right"),
-        ):  # fmt: skip
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for name in ("#", "label", "centre L P S (mm)", "slices", "axis mm", "ml", unit, "p"):
+            table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
         for f in result.findings:
-            centre = ", ".join(f"{c:.1f}" for c in f.centroid_lps_mm)
-            table.add_row(
-                str(f.number), escape(f.label), centre, f"{f.slice_range[0] + 1}-{f.slice_range[1] + 1}",
-                f"{f.long_axis_mm:.1f}", f"{f.volume_ml:.2f}", f"{f.mean:.0f}", f"{f.max_probability:.2f}",
-            )  # fmt: skip
+            centre = " ".join(f"{c:7.1f}" for c in f.centroid_lps_mm)
+            slices = f"{f.slice_range[0] + 1}-{f.slice_range[1] + 1}"
+            figures = (
+                f"{f.long_axis_mm:.1f}",
+                f"{f.volume_ml:.2f}",
+                f"{f.mean:.0f}",
+                f"{f.max_probability:.2f}",
+            )
+            table.add_row(str(f.number), escape(f.label), centre, slices, *figures)
         console.print(table)
     else:
         console.print("No lesion found.")
