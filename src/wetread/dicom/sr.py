@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import highdicom.sr as hd
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
 
 from wetread.dicom import authorship, codes, tags
@@ -25,6 +25,7 @@ from wetread.findings import Finding, LabelInfo, Provenance, Reading
 from wetread.storage import whole_file
 
 _Group = hd.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.MeasurementsAndQualitativeEvaluations
+_MEASUREMENTS, _GROUP, _TRACKING_UID = "126010", "125007", "112040"
 _CONTAINS = hd.RelationshipTypeValues.CONTAINS
 
 
@@ -260,27 +261,37 @@ def summary(reading: Reading) -> str:
 
 
 def _compare(path: Path, reading: Reading) -> None:
-    """Reads the report back; every finding must be there with its UID and volume.
+    """Reads the report back; every finding must be there once, with its UID and volume.
 
     Raises:
         OutputError: any difference.
     """
     try:
-        root: Any = hd.Comprehensive3DSR.from_dataset(dcmread(path)).content
-        groups = root.get_volumetric_roi_measurement_groups() + root.get_image_measurement_groups()
-        found = {}
+        groups = _named(_named([dcmread(path)], _MEASUREMENTS), _GROUP)
+        found = []
         for group in groups:
-            volumes = group.get_measurements(name=codes.VOLUME)
-            if volumes:
-                found[str(group.tracking_uid)] = float(volumes[0].value)
-    except BUILD_ERRORS as error:
+            for volume in _named([group], codes.VOLUME.value):
+                uid = _named([group], _TRACKING_UID)[0].UID
+                found.append((str(uid), float(volume.MeasuredValueSequence[0].NumericValue)))
+    except (*BUILD_ERRORS, InvalidDicomError) as error:
         raise OutputError(
             f"the report cannot be read back: {error}", where=path.name, code="SR_READ_BACK"
         ) from error
-    expected = {finding.tracking_uid: round(finding.volume_ml * 1000.0, 3) for finding in reading.findings}
-    if found.keys() != expected.keys() or any(abs(found[uid] - expected[uid]) > 1e-2 for uid in expected):
+    expected = sorted((f.tracking_uid, round(f.volume_ml * 1000.0, 3)) for f in reading.findings)
+    same = [uid for uid, _ in sorted(found)] == [uid for uid, _ in expected]
+    if not same or any(abs(a - b) > 1e-2 for (_, a), (_, b) in zip(sorted(found), expected, strict=True)):
         raise OutputError(
             f"the report did not read back as it was written: {len(found)} of {len(expected)} findings",
             where=path.name,
             code="SR_READ_BACK",
         )
+
+
+def _named(parents: Iterable[Dataset], value: str) -> list[Dataset]:
+    """Content items directly below the parents whose concept name has a code value."""
+    return [
+        item
+        for parent in parents
+        for item in parent.get("ContentSequence", [])
+        if "ConceptNameCodeSequence" in item and item.ConceptNameCodeSequence[0].CodeValue == value
+    ]
