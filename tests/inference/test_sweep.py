@@ -377,3 +377,17 @@ def test_outside_the_grid_windows_hold_the_pad_value(make_recipe, make_grid):
     assert np.allclose(buffer[0, a : a + 5, b : b + 7, c : c + 6], 1)
     assert (buffer == -7.5).sum() == 8 * 12 * 12 - 5 * 7 * 6
     assert lattice_grid(grid, "SPL", (1, 1, 1)).shape == grid.shape
+
+
+@pytest.mark.parametrize("options", [{"antialias": True}, {"interpolation": "nearest"}])
+def test_other_interpolations_on_the_lattice_do_not_depend_on_order(
+    make_recipe, make_grid, make_engine, options
+):
+    grid = make_grid((24, 30, 28), (1, 0.7, 0.7))
+    voxels = field(grid.shape)
+    recipe = make_recipe(steps=[{"step": "resample", "spacing_mm": [2.5, 2, 2], **options}])
+    engine = make_engine(lambda x: (x + 400) / 100)
+    whole = read(recipe, grid, voxels, engine)
+    assert 0.02 < whole.mask.mean() < 0.98
+    for how in ("reversed", "shuffled"):
+        assert same(whole, read(recipe, grid, voxels, engine, chunks=chunks_of(24, how)))

@@ -4,7 +4,7 @@ from wetread.geometry.axes import AxisMap, Interpolation, antialias_sigma, axis_
 from wetread.geometry.grids import corners_mm, fitted_grid, lattice_grid, lattice_index, shifted_grid
 from wetread.geometry.ops import CpuOps, Ops
 from wetread.geometry.orient import Orientation, orient
-from wetread.geometry.resample import Intensity, Resampler, cpu_count, resample
+from wetread.geometry.resample import Intensity, Resampler, cpu_count, in_parallel, resample
 
 __all__ = [
     "AxisMap",
@@ -19,6 +19,7 @@ __all__ = [
     "corners_mm",
     "cpu_count",
     "fitted_grid",
+    "in_parallel",
     "lattice_grid",
     "lattice_index",
     "orient",

@@ -150,7 +150,7 @@ class Resampler:
         def work(chunk: list[int]) -> None:
             self._stream(planes, chunk, out, before, after)
 
-        _each(work, chunks, threads)
+        in_parallel(work, chunks, threads)
 
     def _stream(
         self,
@@ -205,10 +205,10 @@ class Resampler:
             band.rows(middle[:, row], result)
             out[:, row] = result
 
-        _each(flatten, [range(s, min(s + 16, count)) for s in range(0, count, 16)], threads)
+        in_parallel(flatten, [range(s, min(s + 16, count)) for s in range(0, count, 16)], threads)
         if len(wanted) != self.shape[0]:
             raise GeometryError("a resampling of wide support runs for all planes at once")
-        _each(combine, range(rows), threads)
+        in_parallel(combine, range(rows), threads)
         for target in wanted:
             self._finish(target, out[target], steps[1])
 
@@ -347,11 +347,11 @@ def _resample_oblique(
 
     size = max(1, 500_000 // (out.shape[1] * out.shape[2]))
     starts = range(0, out.shape[0], size)
-    _each(work, [range(s, min(s + size, out.shape[0])) for s in starts], threads or cpu_count())
+    in_parallel(work, [range(s, min(s + size, out.shape[0])) for s in starts], threads or cpu_count())
     return out
 
 
-def _each(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:
+def in_parallel(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:
     """Runs the work on each item; the first exception is raised here."""
     todo = list(items)
     if threads <= 1 or len(todo) <= 1:

@@ -103,7 +103,8 @@ class PlaceMap:
         block = self._slice_block[index]
         airy = (part > AIRY_HU[0]) & (part < AIRY_HU[1])
         self._airy[block] += _counted(airy, self._rows, self._columns, self._airy.shape[1:])
-        self._soft[block] += _counted(part > SOFT_HU, self._rows, self._columns, self._soft.shape[1:])
+        if self._kind == "body" or not self._local:
+            self._soft[block] += _counted(part > SOFT_HU, self._rows, self._columns, self._soft.shape[1:])
         self._missing[block] -= 1
         self._place = None
 

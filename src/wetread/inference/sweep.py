@@ -79,6 +79,7 @@ class Sweep:
         _check(recipe, grids, output_channels)
         self._recipe = recipe
         self._ops = CpuOps(threads)
+        self._threads = threads or cpu_count()
         self._source = grids[recipe.reference_channel]
         self._output_channels = output_channels
         self._notices: list[Notice] = []
@@ -89,7 +90,7 @@ class Sweep:
             self._placed = False
         outside = -1000.0 if modality == "CT" else 0.0
         make = LatticeIntake if recipe.tiling.kind == "lattice" else WholeIntake
-        self._intake: Intake = make(recipe, grids, outside, threads or cpu_count())
+        self._intake: Intake = make(recipe, grids, outside, self._threads)
         self._plan: WindowPlan | None = None
         self._place: PlaceMap | None = None
         self._early: list[tuple[int, NDArray[Any]]] = []
@@ -156,7 +157,7 @@ class Sweep:
         if self._placed:
             self._place = PlaceMap(self._recipe, self._source, grid, self._plan)
         decision = Decision(self._recipe, self._output_channels)
-        self._writer = LabelWriter(decision, grid, self._source, self._place)
+        self._writer = LabelWriter(decision, grid, self._source, self._place, self._threads)
         self._blender = Blender(self._plan, self._output_channels, self._writer.take)
 
     def ready(self) -> list[Window]:
