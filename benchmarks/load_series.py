@@ -83,9 +83,10 @@ def main() -> None:
             for name, values in times.items()]
     paired = statistics.median(a / b for a, b in zip(times["wetread"], times["SimpleITK series reader"], strict=True))
     machine = common.machine("wetread", "SimpleITK", "pydicom", "numpy")
-    data = {"machine": machine, "series": args.folder.parent.name, "shape": list(shape), "rows": rows,
+    name = args.folder.parent.name if args.folder.name == "dicom" else args.folder.name
+    data = {"machine": machine, "series": name, "shape": list(shape), "rows": rows,
             "median_of_paired_ratios": round(paired, 3), "arrays_equal": True, "times_s": times}
-    text = (f"{args.folder.parent.name}, {shape[0]} slices of {shape[1]}×{shape[2]}, from folder to array in HU; "
+    text = (f"{name}, {shape[0]} slices of {shape[1]}×{shape[2]}, from folder to array in HU; "
             f"arrays and affines equal.\n\n{common.table(rows)}\n\n"
             f"Median of the ratios of neighbouring runs: {paired:.2f}.\n\n"
             f"{machine['processor']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}.")

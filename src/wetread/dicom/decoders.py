@@ -83,11 +83,16 @@ class _Child:
 
 
 @contextmanager
-def decoders() -> Iterator[None]:
-    """Keeps idle children for the next frame until the last open context ends."""
+def decoders(ready: int = 0) -> Iterator[None]:
+    """Keeps idle children for the next frame until the last open context ends.
+
+    Args:
+        ready: number of children to start at once, because starting one takes some 0.4 s.
+    """
     global _holders  # noqa: PLW0603 - one pool for the process
     with _lock:
         _holders += 1
+        _idle.extend(_Child() for _ in range(ready - len(_idle)))
     try:
         yield
     finally:

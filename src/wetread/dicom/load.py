@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.dicom import tags
+from wetread.dicom.codecs import codec_of
 from wetread.dicom.decoders import decoders
 from wetread.dicom.files import NATIVE
 from wetread.dicom.geometry import Arrangement
@@ -60,7 +61,7 @@ def load(
     _check_all(headers)
     whole = all(is_whole(header) for header in headers)
     threads = threads or min(os.cpu_count() or 1, 8)
-    with tags.quiet(), decoders():
+    with tags.quiet(), decoders(_children(headers, threads)):
         loaded = _read(headers, np.dtype(np.int16), threads, progress) if whole else None
         voxels, repairs = (
             loaded or _read(headers, np.dtype(np.float32), threads, progress) or _refuse(headers)
@@ -78,6 +79,12 @@ def load(
         if count
     )
     return volume, notices
+
+
+def _children(headers: Sequence[SliceHeader], threads: int) -> int:
+    """Number of child processes that decoding will use: none for uncompressed series."""
+    native = sum(header.instance.transfer_syntax not in NATIVE and codec_of(header).native for header in headers)
+    return min(native, threads)
 
 
 def _check_all(headers: Sequence[SliceHeader]) -> None:
