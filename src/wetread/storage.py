@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,18 +22,14 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         OutputError: the folder cannot be written to, the disk is full, or the rename fails.
     """
     target = Path(path)
+    partial = target.with_name(f".partial-{uuid.uuid4().hex}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{target.name}", dir=target.parent)
-        os.close(handle)
+        partial.touch(exist_ok=False)
     except OSError as error:
         raise write_error(target, error) from error
-    partial = Path(name)
     try:
         yield partial
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
         partial.replace(target)
     except OSError as error:
         raise write_error(target, error) from error

@@ -113,6 +113,14 @@ def test_nothing_found():
     assert (findings, cleaned.min(), components.max()) == ((), 3, 0)
 
 
+def test_values_without_a_label_are_no_findings():
+    mask = sample()
+    mask[0, 0, 0] = 9
+    findings, cleaned, _ = extract_findings(mask, None, None, grid_of(mask.shape), (LESION, OTHER))
+    assert [f.voxels for f in findings] == [64, 32, 8, 1]
+    assert cleaned[0, 0, 0] == 9
+
+
 def test_unknown_numbers_are_null_in_json():
     mask = sample()
     findings, *_ = extract_findings(mask, None, None, grid_of(mask.shape), LABELS)

@@ -68,7 +68,8 @@ def extract_findings(
     if found is None or not lesions:
         return (), mask, components
     crop = mask[found]
-    if set(lesions) != {label.index for label in labels}:
+    present = np.flatnonzero(np.bincount(crop[crop > 0]))
+    if not set(present.tolist()) <= set(lesions):
         crop = np.where(np.isin(np.arange(256), lesions)[crop], crop, np.uint8(0))
     numbered = label_components(crop, rules.connectivity)
     voxels = np.flatnonzero(numbered)
