@@ -21,7 +21,8 @@ Module: TypeAlias = Any
 @dataclass(frozen=True)
 class Frame:
     """The voxel grid: ``shape`` in voxels, ``spacing_mm``, both (z, y, x); the middle of x and y is 0 mm, the
-    lowest slice is at z = 0 mm."""
+    lowest slice is at z = 0 mm.
+    """
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -29,6 +30,7 @@ class Frame:
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:
+        """Size of the grid, mm."""
         z, y, x = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
         return z, y, x
 

@@ -92,8 +92,8 @@ def _spine(rng: np.random.Generator, build: Build, frame: Frame) -> Array:
     return xp.maximum(body, xp.minimum(ring, np.float32(pitch / 2 - 5 * s) - phase))
 
 
-def paint_bones(rng: np.random.Generator, build: Build, hu: Array, frame: Frame) -> tuple[Array, Capsules]:
-    """Adds bones, with the pleura that covers ribs where they press into the lung; gives HU and the ribs."""
+def paint_bones(rng: np.random.Generator, build: Build, hu: Array, frame: Frame) -> tuple[Array, Array]:
+    """Adds bones; gives HU, and the signed distance to ribs and cartilage (mm, positive inside, at least -4)."""
     xp, s, f32 = frame.xp, build.scale, np.float32
     bone, soft = ribs(rng, build)
     tall = rng.uniform(1.15, 1.5)
@@ -111,4 +111,4 @@ def paint_bones(rng: np.random.Generator, build: Build, hu: Array, frame: Frame)
     shell = f32(rng.uniform(450, 900))
     inside = marrow + (shell - marrow) * ramp(f32(rng.uniform(1.2, 2.2) * s) - hard, 1.0, xp)
     hu += (inside - hu) * ramp(hard, 1.0, xp)
-    return hu, bone
+    return hu, cover

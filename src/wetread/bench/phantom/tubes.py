@@ -30,13 +30,16 @@ class Capsules:
         return len(self.start)
 
     def wider(self, by_mm: Array | float) -> Capsules:
+        """The same capsules with larger radii."""
         return Capsules(self.start, self.end, self.r_start + by_mm, self.r_end + by_mm)
 
     def pick(self, which: Array) -> Capsules:
+        """Some of the capsules, by number."""
         return Capsules(self.start[which], self.end[which], self.r_start[which], self.r_end[which])
 
     @staticmethod
     def joined(parts: list[Capsules]) -> Capsules:
+        """All capsules of several sets."""
         columns = ([getattr(p, name) for p in parts] for name in ("start", "end", "r_start", "r_end"))
         return Capsules(*(np.concatenate(c) for c in columns))
 
@@ -70,7 +73,7 @@ def _groups(capsules: Capsules, frame: Frame, reach_mm: float) -> Iterator[tuple
     high = np.ceil((np.maximum(capsules.start, capsules.end) + margin - origin) / spacing).astype(np.int64)
     seen = np.all((high >= 0) & (low < np.asarray(frame.shape)), axis=1)
     edge = (high - low + 1).max(axis=1)
-    for size in (4, 5, 6, 7, 8, 10, 12, 16, 20, 26, 34, 48, 64, 96, 128):
+    for size in (4, 5, 6, 7, 8, 10, 12, 16, 20, 26, 34, 48, 64, 96, 128, 192, 256):
         which = np.flatnonzero(seen & (edge <= size))
         seen &= edge > size
         step = max(1, CHUNK // size**3)
@@ -92,16 +95,17 @@ def _distances(
         a = capsules.start[which] * scale
         way = capsules.end[which] * scale - a
         square = np.maximum((way**2).sum(1), 1e-9)
-        pick = [(slice(None), slice(None), None, None), (slice(None), None, slice(None), None)]
-        pick.append((slice(None), None, None, slice(None)))
-        one = (slice(None), None, None, None)
-        rel, along = [], 0.0
+        every = slice(None)
+        pick = [(every, every, None, None), (every, None, every, None), (every, None, None, every)]
+        one = (every, None, None, None)
+        rel: list[Array] = []
+        along: Array = 0.0
         for axis in range(3):
             mm = (cells[axis] * spacing[axis] + origin[axis]) * scale[axis] - xp.asarray(a[:, axis])[:, None]
             rel.append(mm.astype(xp.float32)[pick[axis]])
             along = along + rel[axis] * xp.asarray((way[:, axis] / square).astype(np.float32))[one]
         along = xp.clip(along, 0, 1)
-        far = 0.0
+        far: Array = 0.0
         for axis in range(3):
             far = far + (rel[axis] - along * xp.asarray(way[:, axis].astype(np.float32))[one]) ** 2
         r0 = xp.asarray(capsules.r_start[which].astype(np.float32))[one]
