@@ -6,6 +6,7 @@ import math
 import multiprocessing as mp
 import os
 import queue
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -97,9 +98,11 @@ class Pool:
                 self.items.pop(0)
 
     def stop(self) -> None:
-        """Ends the workers."""
+        """Ends the workers and removes what they left."""
         for process in self.processes:
             process.kill()
+            process.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _centre(
