@@ -73,23 +73,39 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=9)
     args = parser.parse_args()
     shape = check(args.folder)
-    times = measure({
-        "wetread": lambda: by_wetread(args.folder),
-        "SimpleITK series reader": lambda: by_simpleitk(args.folder),
-        "wetread, one thread": lambda: by_wetread(args.folder, threads=1),
-    }, max(args.repeat, 3))
+    times = measure(
+        {
+            "wetread": lambda: by_wetread(args.folder),
+            "SimpleITK series reader": lambda: by_simpleitk(args.folder),
+            "wetread, one thread": lambda: by_wetread(args.folder, threads=1),
+        },
+        max(args.repeat, 3),
+    )
     base = statistics.median(times["SimpleITK series reader"])
-    rows = [{"reader": name, **common.summary(values), "of SimpleITK": f"{statistics.median(values) / base:.2f}"}
-            for name, values in times.items()]
-    paired = statistics.median(a / b for a, b in zip(times["wetread"], times["SimpleITK series reader"], strict=True))
+    rows = [
+        {"reader": name, **common.summary(values), "of SimpleITK": f"{statistics.median(values) / base:.2f}"}
+        for name, values in times.items()
+    ]
+    paired = statistics.median(
+        a / b for a, b in zip(times["wetread"], times["SimpleITK series reader"], strict=True)
+    )
     machine = common.machine("wetread", "SimpleITK", "pydicom", "numpy")
     name = args.folder.parent.name if args.folder.name == "dicom" else args.folder.name
-    data = {"machine": machine, "series": name, "shape": list(shape), "rows": rows,
-            "median_of_paired_ratios": round(paired, 3), "arrays_equal": True, "times_s": times}
-    text = (f"{name}, {shape[0]} slices of {shape[1]}×{shape[2]}, from folder to array in HU; "
-            f"arrays and affines equal.\n\n{common.table(rows)}\n\n"
-            f"Median of the ratios of neighbouring runs: {paired:.2f}.\n\n"
-            f"{machine['processor']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}.")
+    data = {
+        "machine": machine,
+        "series": name,
+        "shape": list(shape),
+        "rows": rows,
+        "median_of_paired_ratios": round(paired, 3),
+        "arrays_equal": True,
+        "times_s": times,
+    }
+    text = (
+        f"{name}, {shape[0]} slices of {shape[1]}×{shape[2]}, from folder to array in HU; "
+        f"arrays and affines equal.\n\n{common.table(rows)}\n\n"
+        f"Median of the ratios of neighbouring runs: {paired:.2f}.\n\n"
+        f"{machine['processor']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}."
+    )
     common.write(args.out, "load_series", "Loading a CT series", data, text)
     print(text)
 

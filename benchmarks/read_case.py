@@ -120,7 +120,7 @@ def run_peer(study: Path, folder: Path, body: bool) -> dict[str, object]:
         sw_batch_size=1,
         overlap=[1 - s / w for s, w in zip(plan["stride"], window, strict=True)],
         mode="gaussian",
-        sigma_scale=0.125,
+        sigma_scale=plan["sigma"],
         with_coord=True,
     )
     with torch.inference_mode():
@@ -161,18 +161,19 @@ def make_plan(study: Path, name: str) -> dict[str, object]:
         "model": str(package.model_path(0)),
         "window": list(plan.shape),
         "stride": list(recipe.tiling.stride),
+        "sigma": recipe.tiling.sigma,
         "threshold": recipe.labels[0].threshold,
         "offset": offset,
         "padded": padded,
         "all": len(plan),
     }
-    for name, kind in (("run", recipe.place.kind), ("body", "body")):
+    for key, kind in (("run", recipe.place.kind), ("body", "body")):
         place = recipe.place.model_copy(
             update={"kind": kind} | ({"margin_mm": 0.0} if kind == "body" else {})
         )
         sweep = Sweep(recipe.model_copy(update={"place": place}), volume.grid, 1, modality="CT")
         sweep.add(0, volume.voxels)
-        data[name] = [[int(s + o) for s, o in zip(w.start, offset, strict=True)] for w in sweep.ready()]
+        data[key] = [[int(s + o) for s, o in zip(w.start, offset, strict=True)] for w in sweep.ready()]
     return data
 
 

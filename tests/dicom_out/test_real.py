@@ -1,5 +1,4 @@
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +39,8 @@ def test_chest_ct_with_five_findings(tmp_path, verified):
     findings, mask, components = extract_findings(mask, None, None, grid, (NODULE,))
     np.testing.assert_allclose(findings[0].centroid_lps_mm, (-57.44, 131.23, -520.36), atol=1.0)
     reading = Reading(mask, grid, findings, (NODULE,), MADE, components=components, modality="CT")
-    start = time.perf_counter()
     seg = write_seg(tmp_path / "seg.dcm", reading, sources)
     write_sr(tmp_path / "sr.dcm", reading, sources, seg)
-    assert time.perf_counter() - start < 10  # about 0.7 s on an idle machine
     verified(tmp_path / "seg.dcm")
     verified(tmp_path / "sr.dcm")
     dataset = pydicom.dcmread(tmp_path / "seg.dcm")

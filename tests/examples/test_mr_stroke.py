@@ -22,8 +22,9 @@ def test_mask_is_pytorchs(real_case, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(EXAMPLE), *sys.path])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import build
         import meshnet
+
+        import build
 
         network = meshnet.load(real_case("mr-stroke/meshnet26.pt"))
         build.export(network, tmp_path / "model.onnx")

@@ -265,3 +265,19 @@ def test_labelmap(reading, tmp_path):
     assert "report.html" not in written
     with pytest.raises(OutputError):
         SaveOptions(seg="other")  # type: ignore[arg-type]
+
+
+def test_a_source_that_segs_cannot_refer_to_still_gets_its_answer(ball_study, ball_package, tmp_path):
+    """A SEG needs a frame of reference; without one the other outputs are written, and a notice says why."""
+    import pydicom
+
+    shutil.copytree(ball_study, tmp_path / "dicom")
+    for path in (tmp_path / "dicom").iterdir():
+        dataset = pydicom.dcmread(path)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(path)
+    reading = wetread.read(tmp_path / "dicom", ball_package)
+    written = wetread.save(reading, tmp_path / "out")
+    assert len(reading.findings) == 2 and "mask.nii.gz" in written and "seg.dcm" not in written
+    notices = {n["code"]: n["text"] for n in json.loads(written["reading.json"].read_text())["notices"]}
+    assert "SEG_OMITTED" in notices and "frame of reference" in notices["SEG_OMITTED"].lower()

@@ -2,7 +2,6 @@ import csv
 import html.parser
 import io
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,9 +253,7 @@ def test_many_findings_stay_small():
     mask[1:-1:6, 5:85:8, 5:28:9] = 1
     reading, volume = case(np.zeros(mask.shape, np.int16), mask)
     assert len(reading.findings) == 300
-    start = time.perf_counter()
     text = page(reading, volume)
-    assert time.perf_counter() - start < 10
     assert len(text) < 3_000_000
     assert "280 smaller findings" in text
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -58,11 +59,11 @@ def reading(result: Reading, written: Mapping[str, Path]) -> None:
     console = Console()
     if result.findings:
         unit = "HU" if result.modality == "CT" else "mean"
-        table = Table(title=f"{len(result.findings)} finding(s)", title_justify="left")
+        table = Table(title=f"{len(result.findings)} finding(s)", title_justify="left", box=box.SIMPLE_HEAD)
         for name in ("#", "label", "centre L P S (mm)", "slices", "axis mm", "ml", unit, "p"):
             table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
         for f in result.findings:
-            centre = " ".join(f"{c:7.1f}" for c in f.centroid_lps_mm)
+            centre = " ".join(f"{c:.1f}" for c in f.centroid_lps_mm)
             slices = f"{f.slice_range[0] + 1}-{f.slice_range[1] + 1}"
             figures = (
                 f"{f.long_axis_mm:.1f}",

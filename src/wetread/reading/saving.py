@@ -18,6 +18,10 @@ from wetread.reading.output import OutputFolder
 from wetread.reading.source import Loaded
 from wetread.storage import write_bytes
 
+_CANNOT_REFER = (
+    "SEG_BUILD",
+    "SR_BUILD",
+)  # the source lacks what the standard requires, such as a frame of reference
 SegKind = Literal["binary", "labelmap"]
 
 
@@ -107,24 +111,32 @@ def _write_dicom(reading: Reading, loaded: Loaded, stage: Path, options: SaveOpt
     sources = Sources([item.ref for item in series.source_slices], instances)
     labels = series.to_source(reading.mask)
     components = None if reading.components is None else series.to_source(reading.components)
-    seg = write_seg(
-        stage / "seg.dcm",
-        reading,
-        sources,
-        labels=labels,
-        components=components,
-        kind="BINARY" if options.seg == "binary" else "LABELMAP",
-    )
-    write_sr(stage / "sr.dcm", reading, sources, seg=seg)
-    if seg is not None:
-        return []
-    return [
-        Notice(
-            "SEG_OMITTED",
-            "no voxel was marked, so there is no segmentation to write; the report (SR) says so",
-            reading.series_instance_uid,
+    seg, reason = None, "no voxel was marked"
+    try:
+        seg = write_seg(
+            stage / "seg.dcm",
+            reading,
+            sources,
+            labels=labels,
+            components=components,
+            kind="BINARY" if options.seg == "binary" else "LABELMAP",
         )
-    ]
+    except OutputError as error:
+        if error.code not in _CANNOT_REFER:
+            raise
+        reason = str(error)
+    notices = []
+    if seg is None:
+        text = f"no DICOM segmentation was written: {reason}; mask.nii.gz holds the mask"
+        notices.append(Notice("SEG_OMITTED", text, reading.series_instance_uid))
+    try:
+        write_sr(stage / "sr.dcm", reading, sources, seg=seg)
+    except OutputError as error:
+        if error.code not in _CANNOT_REFER:
+            raise
+        text = f"no DICOM report was written: {error}; reading.json holds the findings"
+        notices.append(Notice("SR_OMITTED", text, reading.series_instance_uid))
+    return notices
 
 
 def _write_report(reading: Reading, origin: Origin, stage: Path, pictures: bool) -> None:
