@@ -16,6 +16,10 @@ Run = Callable[[Array], Array]
 """Network: input (N, 1, 64, 128, 128) float32 to logits of the same shape."""
 
 
+Read = Callable[[Any], tuple[Array, Array]]
+"""A whole reader: phantom to findings (bool) and probability, both of the phantom's shape."""
+
+
 def bell() -> Array:
     """Weights of a window's voxels: a Gaussian of a quarter of the window's edge."""
     lines = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) for n in WINDOW]
@@ -87,3 +91,30 @@ def torch_run(weights: Path) -> Run:
         return out
 
     return run
+
+
+def wetread_read(package: str, threads: int) -> Read:
+    """Reads phantoms through wetread itself, by the package's recipe; `read` gives the voxels of its findings."""
+    from wetread import Package
+    from wetread.engines.registry import make_engine
+    from wetread.inference import Runner
+    from wetread.reading import Case, CaseInfo
+    from wetread.volume import Grid
+
+    opened = Package.open(package)
+    engine = make_engine(opened, threads=threads)
+
+    def read(phantom: Any) -> tuple[Array, Array]:
+        affine = np.zeros((4, 4))
+        affine[2, 0], affine[1, 1], affine[0, 2] = phantom.spacing_mm
+        affine[3, 3] = 1.0
+        grid = Grid(phantom.hu.shape, affine)
+        case = Case(opened, engine, grid, CaseInfo(modality="CT"), threads=threads)
+        case.add(0, phantom.hu)
+        with Runner(case.sweep, engine) as runner:
+            runner.run()
+        reading = case.finish()
+        assert reading.components is not None
+        return reading.components > 0, case.sweep.result().probability.astype(np.float32)
+
+    return read

@@ -41,15 +41,22 @@ def enhance(make, frame_tags=None, slope=lambda k: 0.05, order=None):
         item = Dataset()
         item.FrameContentSequence = group(StackID="1", InStackPositionNumber=n + 1)
         item.PlanePositionSequence = group(ImagePositionPatient=[f"{v:.9f}" for v in places[k]])
-        item.PixelValueTransformationSequence = group(RescaleSlope=f"{slope(k):.9g}", RescaleIntercept="10",
-                                                      RescaleType="HU")
+        item.PixelValueTransformationSequence = group(
+            RescaleSlope=f"{slope(k):.9g}", RescaleIntercept="10", RescaleType="HU"
+        )
         for keyword, value in (frame_tags(n) if frame_tags else {}).items():
             setattr(item, keyword, value)
         items.append(item)
         pixels.append(np.rint((make.field_of(places[k]) - 10) / slope(k)).astype("<i2"))
     ds.PerFrameFunctionalGroupsSequence = Sequence(items)
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
-                    "RescaleIntercept"):
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
         delattr(ds, keyword)
     ds.PixelData = np.stack(pixels).tobytes()
     ds["PixelData"].VR = "OW"
@@ -103,13 +110,19 @@ def test_several_instances_make_one_volume(maker, store, field_value):
         check(volume, field_value)
 
 
-@pytest.mark.parametrize(("name", "tags"), [
-    ("stack", lambda n: {"FrameContentSequence": group(StackID=str(n % 2))}),
-    ("image type", lambda n: {"MRImageFrameTypeSequence": group(FrameType=["ORIGINAL", "PRIMARY", "WF"[n % 2]])}),
-    ("echo time", lambda n: {"MREchoSequence": group(EffectiveEchoTime=10.0 * (n % 2 + 1))}),
-    ("b-value", lambda n: {"MRDiffusionSequence": group(DiffusionBValue=500.0 * (n % 2))}),
-    ("temporal position", lambda n: {"FrameContentSequence": group(TemporalPositionIndex=n % 2 + 1)}),
-])
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [
+        ("stack", lambda n: {"FrameContentSequence": group(StackID=str(n % 2))}),
+        (
+            "image type",
+            lambda n: {"MRImageFrameTypeSequence": group(FrameType=["ORIGINAL", "PRIMARY", "WF"[n % 2]])},
+        ),
+        ("echo time", lambda n: {"MREchoSequence": group(EffectiveEchoTime=10.0 * (n % 2 + 1))}),
+        ("b-value", lambda n: {"MRDiffusionSequence": group(DiffusionBValue=500.0 * (n % 2))}),
+        ("temporal position", lambda n: {"FrameContentSequence": group(TemporalPositionIndex=n % 2 + 1)}),
+    ],
+)
 def test_frames_of_several_volumes(maker, store, name, tags):
     ds = enhance(maker(modality="MR"), tags, order=[k for k in range(6) for _ in range(2)])
     with open_study(store([ds])) as study:
@@ -131,10 +144,14 @@ def no_groups(ds):
     del ds.PerFrameFunctionalGroupsSequence
 
 
-@pytest.mark.parametrize(("damage", "code", "tag"), [
-    (broken_count, "MULTIFRAME", "(0028,0008)"), (broken_zero, "TAG_INVALID", "(0028,0008)"),
-    (no_groups, "MULTIFRAME", "(5200,9230)"),
-])
+@pytest.mark.parametrize(
+    ("damage", "code", "tag"),
+    [
+        (broken_count, "MULTIFRAME", "(0028,0008)"),
+        (broken_zero, "TAG_INVALID", "(0028,0008)"),
+        (no_groups, "MULTIFRAME", "(5200,9230)"),
+    ],
+)
 def test_malformed_frames(maker, store, damage, code, tag):
     ds = enhance(maker())
     damage(ds)
@@ -176,7 +193,9 @@ def test_highdicom_legacy_conversion(maker, store, field_value):
     datasets = maker().datasets()
     for ds in datasets:
         ds.PatientID, ds.PatientName = "PHANTOM", "PHANTOM^"
-        ds.PatientBirthDate = ds.PatientSex = ds.AccessionNumber = ds.StudyID = ds.StudyDate = ds.StudyTime = ""
+        ds.PatientBirthDate = ds.PatientSex = ds.AccessionNumber = ds.StudyID = ds.StudyDate = (
+            ds.StudyTime
+        ) = ""
         ds.ReferringPhysicianName, ds.Manufacturer, ds.AcquisitionNumber = "", "wetread", 1
         ds.KVP, ds.PositionReferenceIndicator, ds.SeriesDescription = "120", "", ""
         ds.AcquisitionDate = ds.ContentDate = ds.SeriesDate = ds.InstanceCreationDate = "20260101"

@@ -53,8 +53,16 @@ def test_reversed_order_gives_the_same_volume(maker, only, field_value):
     check_ramp(volume, field_value)
 
 
-@pytest.mark.parametrize("orientation", [(0, 1, 0, 0, 0, -1), (1, 0, 0, 0, 0, -1), (0.8, 0.6, 0, 0, 0, -1),
-                                         (0.6, 0, 0.8, 0, -1, 0), (-1, 0, 0, 0, 1, 0)])
+@pytest.mark.parametrize(
+    "orientation",
+    [
+        (0, 1, 0, 0, 0, -1),
+        (1, 0, 0, 0, 0, -1),
+        (0.8, 0.6, 0, 0, 0, -1),
+        (0.6, 0, 0.8, 0, -1, 0),
+        (-1, 0, 0, 0, 1, 0),
+    ],
+)
 def test_other_planes_and_oblique(maker, only, field_value, orientation):
     volume, notices = only(maker(orientation=orientation, spacing=(1.5, 0.75)).datasets()).volume()
     assert notices == ()
@@ -71,8 +79,9 @@ def test_rounded_positions_are_even(maker, only):
     np.testing.assert_allclose(volume.grid.spacing_mm[0], 0.625, atol=1e-9)
 
 
-@pytest.mark.parametrize("levels", [(0, 1.8, 3.6, 4.6, 5.6, 6.6), (0, 1, 2.1, 2.9, 4, 5.05),
-                                    (0, 4, 8, 12, 13, 20, 27, 34)])
+@pytest.mark.parametrize(
+    "levels", [(0, 1.8, 3.6, 4.6, 5.6, 6.6), (0, 1, 2.1, 2.9, 4, 5.05), (0, 4, 8, 12, 13, 20, 27, 34)]
+)
 def test_uneven_spacing_is_evened(maker, only, field_value, levels):
     thickness = float(np.diff(levels).max())
     make = maker(positions=[(1, 2, z) for z in levels], thickness=thickness)
@@ -84,7 +93,9 @@ def test_uneven_spacing_is_evened(maker, only, field_value, levels):
     ends = volume.grid.world([(0, 0, 0), (volume.grid.shape[0] - 1, 0, 0)])
     np.testing.assert_allclose(ends, [(1, 2, levels[0]), (1, 2, levels[-1])], atol=1e-9)
     check_ramp(volume, field_value)
-    labels = np.broadcast_to(np.arange(volume.grid.shape[0], dtype=np.uint8)[:, None, None], volume.grid.shape)
+    labels = np.broadcast_to(
+        np.arange(volume.grid.shape[0], dtype=np.uint8)[:, None, None], volume.grid.shape
+    )
     back = series.to_source(labels)
     nearest = np.rint(np.array(levels) / volume.grid.spacing_mm[0])
     np.testing.assert_array_equal(back[:, 3, 3], nearest)
@@ -130,7 +141,9 @@ def test_gantry_tilt_is_straightened(maker, only, field_value, step):
     solid[tuple(np.moveaxis(low[:, :-1, :-1], -1, 0))] = True
     assert off[solid].max() <= TOLERANCE
     # labels of a half space come back where they belong
-    labels = (volume.grid.world(np.moveaxis(np.indices(volume.grid.shape), 0, -1))[..., 1] > 14).astype(np.uint8)
+    labels = (volume.grid.world(np.moveaxis(np.indices(volume.grid.shape), 0, -1))[..., 1] > 14).astype(
+        np.uint8
+    )
     back = series.to_source(labels)
     wrong = (back == 1) != (source[..., 1] > 14)
     assert np.abs(source[..., 1] - 14)[wrong].max(initial=0) <= 0.5 + 1e-6
@@ -158,11 +171,18 @@ def test_straightening_agrees_with_simpleitk(maker, only):
         image = sitk.GetImageFromArray(planes[k].astype(np.float32))
         image.SetOrigin((make.places()[k][0], make.places()[k][1]))
         grid = volume.grid
-        out = sitk.Resample(image, (grid.shape[2], grid.shape[1]), sitk.Transform(2, sitk.sitkIdentity),
-                            sitk.sitkLinear, (float(grid.affine[0, 3]), float(grid.affine[1, 3])), (1.0, 1.0),
-                            (1.0, 0.0, 0.0, 1.0), -1024.0)
+        out = sitk.Resample(
+            image,
+            (grid.shape[2], grid.shape[1]),
+            sitk.Transform(2, sitk.sitkIdentity),
+            sitk.sitkLinear,
+            (float(grid.affine[0, 3]), float(grid.affine[1, 3])),
+            (1.0, 1.0),
+            (1.0, 0.0, 0.0, 1.0),
+            -1024.0,
+        )
         expected = sitk.GetArrayFromImage(out)
-        start = (make.places()[k][1] - grid.affine[1, 3])
+        start = make.places()[k][1] - grid.affine[1, 3]
         core = slice(int(np.ceil(start - 1e-9)), int(np.floor(start + 13 + 1e-9)) + 1)
         np.testing.assert_allclose(volume.voxels[k][core], expected[core], atol=1e-2)
 
@@ -229,15 +249,23 @@ def test_one_slice_is_refused(maker, only):
     assert "1.2.3.1.1" in caught.value.where
 
 
-@pytest.mark.parametrize(("keyword", "value", "code", "tag"), [
-    ("ImageOrientationPatient", ["1", "0.02", "0", "-0.02", "1", "0"], "ORIENTATION_DIFFERS", "(0020,0037)"),
-    ("ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"], "ORIENTATION_INVALID", "(0020,0037)"),
-    ("ImageOrientationPatient", ["2", "0", "0", "0", "1", "0"], "ORIENTATION_INVALID", "(0020,0037)"),
-    ("PixelSpacing", ["1", "1.1"], "SPACING_DIFFERS", "(0028,0030)"),
-    ("PixelSpacing", ["0", "1"], "TAG_INVALID", "(0028,0030)"),
-    ("PixelSpacing", ["1"], "TAG_INVALID", "(0028,0030)"),
-    ("Rows", 13, "MATRIX_DIFFERS", "(0028,0010)"),
-])
+@pytest.mark.parametrize(
+    ("keyword", "value", "code", "tag"),
+    [
+        (
+            "ImageOrientationPatient",
+            ["1", "0.02", "0", "-0.02", "1", "0"],
+            "ORIENTATION_DIFFERS",
+            "(0020,0037)",
+        ),
+        ("ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"], "ORIENTATION_INVALID", "(0020,0037)"),
+        ("ImageOrientationPatient", ["2", "0", "0", "0", "1", "0"], "ORIENTATION_INVALID", "(0020,0037)"),
+        ("PixelSpacing", ["1", "1.1"], "SPACING_DIFFERS", "(0028,0030)"),
+        ("PixelSpacing", ["0", "1"], "TAG_INVALID", "(0028,0030)"),
+        ("PixelSpacing", ["1"], "TAG_INVALID", "(0028,0030)"),
+        ("Rows", 13, "MATRIX_DIFFERS", "(0028,0010)"),
+    ],
+)
 def test_one_slice_that_differs_is_refused(maker, only, keyword, value, code, tag):
     datasets = maker().datasets()
     setattr(datasets[3], keyword, value)
@@ -248,8 +276,9 @@ def test_one_slice_that_differs_is_refused(maker, only, keyword, value, code, ta
     assert "1.2.3.1.4" in caught.value.where
 
 
-@pytest.mark.parametrize("text", [b"NaN\\0\\0 ", b"inf\\0\\0 ",
-                                  b"0\\0 ", b"abc\\0\\0 ", b"0\\0\\0\\0 ", b"1e999\\0\\0"])
+@pytest.mark.parametrize(
+    "text", [b"NaN\\0\\0 ", b"inf\\0\\0 ", b"0\\0 ", b"abc\\0\\0 ", b"0\\0\\0\\0 ", b"1e999\\0\\0"]
+)
 def test_position_that_is_no_number_is_refused(maker, only, text):
     datasets = maker().datasets()
     series = only(datasets)
@@ -313,8 +342,13 @@ def headers_of(datasets):
 unit = st.floats(-1, 1, allow_nan=False)
 
 
-@given(a=st.tuples(unit, unit, unit), b=st.tuples(unit, unit, unit), order=st.permutations(range(5)),
-       origin=st.tuples(*[st.floats(-20, 20)] * 3), distance=st.floats(0.5, 4))
+@given(
+    a=st.tuples(unit, unit, unit),
+    b=st.tuples(unit, unit, unit),
+    order=st.permutations(range(5)),
+    origin=st.tuples(*[st.floats(-20, 20)] * 3),
+    distance=st.floats(0.5, 4),
+)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_orientation_and_order(maker, a, b, order, origin, distance):
     """The grid puts each voxel where the slice's own header puts it."""
@@ -325,7 +359,9 @@ def test_any_orientation_and_order(maker, a, b, order, origin, distance):
     x /= np.linalg.norm(x)
     y -= (x @ y) * x
     y /= np.linalg.norm(y)
-    make = maker(count=5, shape=(4, 3), orientation=(*x, *y), origin=origin, distance=distance, spacing=(0.9, 1.3))
+    make = maker(
+        count=5, shape=(4, 3), orientation=(*x, *y), origin=origin, distance=distance, spacing=(0.9, 1.3)
+    )
     datasets = make.datasets()
     found = arrange(headers_of([datasets[k] for k in order]))
     assert found.is_identity
@@ -346,8 +382,10 @@ def test_any_tilt_keeps_places_and_labels(maker, tilt, side, distance):
     grid = found.grid
     assert grid.is_orthogonal
     for axis in range(3):
-        labels = np.broadcast_to(np.arange(grid.shape[axis], dtype=np.uint8).reshape(
-            [-1 if a == axis else 1 for a in range(3)]), grid.shape)
+        labels = np.broadcast_to(
+            np.arange(grid.shape[axis], dtype=np.uint8).reshape([-1 if a == axis else 1 for a in range(3)]),
+            grid.shape,
+        )
         back = to_source(labels, found)
         for k, place in enumerate(make.places()):
             index = grid.index(place + np.array((3, 5, 0.0)))

@@ -68,7 +68,9 @@ def test_values_that_do_not_fit_become_float(maker):
     np.testing.assert_array_equal(values, stored.astype(int) - 1024)
 
 
-@pytest.mark.parametrize(("signed", "expected"), [(True, [[-1, 5], [-2048, 2047]]), (False, [[4095, 5], [2048, 2047]])])
+@pytest.mark.parametrize(
+    ("signed", "expected"), [(True, [[-1, 5], [-2048, 2047]]), (False, [[4095, 5], [2048, 2047]])]
+)
 def test_bits_above_bits_stored_are_no_part_of_the_value(maker, signed, expected):
     stored = np.array([[0xFFF, 0x1005], [0x800, 0x57FF]], np.uint16)
     ds = slice_with(maker, stored, BitsStored=12, HighBit=11, PixelRepresentation=int(signed))
@@ -115,8 +117,13 @@ def test_ct_padding_becomes_air(maker):
 
 
 def test_padding_range_and_modality_without_units(maker):
-    ds = slice_with(maker, np.array([[-20, -15, 5], [-10, 40, 9]], np.int16), Modality="MR", PixelPaddingValue=-20,
-                    PixelPaddingRangeLimit=-10)
+    ds = slice_with(
+        maker,
+        np.array([[-20, -15, 5], [-10, 40, 9]], np.int16),
+        Modality="MR",
+        PixelPaddingValue=-20,
+        PixelPaddingRangeLimit=-10,
+    )
     ds["PixelPaddingValue"].VR = ds["PixelPaddingRangeLimit"].VR = "SS"
     np.testing.assert_array_equal(decode_slice(header_of(ds)).values, [[5, 5, 5], [5, 40, 9]])
 
@@ -202,20 +209,23 @@ def test_rle(maker, only):
     np.testing.assert_allclose(volume.voxels, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("tags", "code", "tag"), [
-    ({"PhotometricInterpretation": "RGB"}, "PHOTOMETRIC", "(0028,0004)"),
-    ({"PhotometricInterpretation": "PALETTE COLOR"}, "PHOTOMETRIC", "(0028,0004)"),
-    ({"SamplesPerPixel": 3}, "PHOTOMETRIC", "(0028,0002)"),
-    ({"BitsAllocated": 64}, "BITS", "(0028,0100)"),
-    ({"BitsStored": 17}, "BITS", "(0028,0101)"),
-    ({"HighBit": 14}, "BITS", "(0028,0102)"),
-    ({"PixelRepresentation": 2}, "TAG_INVALID", "(0028,0103)"),
-    ({"RescaleSlope": "0"}, "TAG_INVALID", "(0028,1053)"),
-    ({"Rows": 0}, "TAG_INVALID", "(0028,0010)"),
-    ({"Rows": 13}, "PIXEL_LENGTH", "(7fe0,0010)"),
-    ({"PixelData": b"\0" * 10}, "PIXEL_LENGTH", "(7fe0,0010)"),
-    ({"NumberOfFrames": 2}, "PIXEL_LENGTH", "(7fe0,0010)"),
-])
+@pytest.mark.parametrize(
+    ("tags", "code", "tag"),
+    [
+        ({"PhotometricInterpretation": "RGB"}, "PHOTOMETRIC", "(0028,0004)"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PHOTOMETRIC", "(0028,0004)"),
+        ({"SamplesPerPixel": 3}, "PHOTOMETRIC", "(0028,0002)"),
+        ({"BitsAllocated": 64}, "BITS", "(0028,0100)"),
+        ({"BitsStored": 17}, "BITS", "(0028,0101)"),
+        ({"HighBit": 14}, "BITS", "(0028,0102)"),
+        ({"PixelRepresentation": 2}, "TAG_INVALID", "(0028,0103)"),
+        ({"RescaleSlope": "0"}, "TAG_INVALID", "(0028,1053)"),
+        ({"Rows": 0}, "TAG_INVALID", "(0028,0010)"),
+        ({"Rows": 13}, "PIXEL_LENGTH", "(7fe0,0010)"),
+        ({"PixelData": b"\0" * 10}, "PIXEL_LENGTH", "(7fe0,0010)"),
+        ({"NumberOfFrames": 2}, "PIXEL_LENGTH", "(7fe0,0010)"),
+    ],
+)
 def test_what_cannot_be_read_is_refused_by_name(maker, tags, code, tag):
     ds = maker().dataset(0, np.zeros(3))
     for keyword, value in tags.items():
@@ -228,9 +238,16 @@ def test_what_cannot_be_read_is_refused_by_name(maker, tags, code, tag):
 
 
 REQUIRED = {
-    "ImagePositionPatient": GeometryError, "ImageOrientationPatient": GeometryError, "PixelSpacing": GeometryError,
-    "Rows": PixelError, "Columns": PixelError, "BitsAllocated": PixelError, "PixelRepresentation": PixelError,
-    "PhotometricInterpretation": PixelError, "RescaleSlope": PixelError, "RescaleIntercept": PixelError,
+    "ImagePositionPatient": GeometryError,
+    "ImageOrientationPatient": GeometryError,
+    "PixelSpacing": GeometryError,
+    "Rows": PixelError,
+    "Columns": PixelError,
+    "BitsAllocated": PixelError,
+    "PixelRepresentation": PixelError,
+    "PhotometricInterpretation": PixelError,
+    "RescaleSlope": PixelError,
+    "RescaleIntercept": PixelError,
     "PixelData": PixelError,
 }
 
@@ -249,8 +266,20 @@ def test_required_elements(maker, only, keyword, everywhere):
     assert ("1.2.3.1.1" if everywhere else "1.2.3.1.6") in caught.value.where
 
 
-@pytest.mark.parametrize("keyword", ["BitsStored", "HighBit", "SamplesPerPixel", "InstanceNumber", "SeriesNumber",
-                                     "ImageType", "SliceThickness", "Modality", "StudyInstanceUID"])
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "BitsStored",
+        "HighBit",
+        "SamplesPerPixel",
+        "InstanceNumber",
+        "SeriesNumber",
+        "ImageType",
+        "SliceThickness",
+        "Modality",
+        "StudyInstanceUID",
+    ],
+)
 def test_elements_that_can_be_done_without(maker, only, keyword, field_value):
     datasets = maker().datasets()
     for ds in datasets:
@@ -283,8 +312,17 @@ def test_every_cut_is_an_error_or_whole(maker, store):
             study.series[0].volume()
 
 
-@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.70",
-                                    "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.100"])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        "1.2.840.10008.1.2.4.90",
+        "1.2.840.10008.1.2.4.80",
+        "1.2.840.10008.1.2.4.70",
+        "1.2.840.10008.1.2.4.51",
+        "1.2.840.10008.1.2.5",
+        "1.2.840.10008.1.2.4.100",
+    ],
+)
 def test_damaged_streams(maker, syntax):
     from pydicom.encaps import encapsulate
 

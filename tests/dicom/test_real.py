@@ -48,8 +48,9 @@ def test_all_lossless_codecs_hold_the_same_pixels(real_case):
     assert seen == set(LOSSLESS)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("4.50", 65), ("4.51", 36), ("4.53", 36), ("4.55", 36), ("4.81", 1),
-                                                 ("4.91", 5)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("4.50", 65), ("4.51", 36), ("4.53", 36), ("4.55", 36), ("4.81", 1), ("4.91", 5)]
+)
 def test_lossy_codecs_are_near_and_say_so(real_case, kind, tolerance):
     """Tolerances: largest difference of each encoding, 8 bits of 4096 HU for JPEG baseline."""
     folder = real_case("codecs")
@@ -98,7 +99,12 @@ def test_tilted_head_is_straightened(real_case):
         labels[volume.voxels > 300] = 1
         back = series.to_source(labels)
         planes = [decode_slice(header).values for header in series.arrangement.order]
-    assert {notice.code for notice in notices} == {"SPACING_UNEVEN", "GANTRY_TILT", "SLICES_OVERLAP", "PIXEL_PADDING"}
+    assert {notice.code for notice in notices} == {
+        "SPACING_UNEVEN",
+        "GANTRY_TILT",
+        "SLICES_OVERLAP",
+        "PIXEL_PADDING",
+    }
     assert "18.50°" in next(notice.text for notice in notices if notice.code == "GANTRY_TILT")
     grid = volume.grid
     assert grid.is_orthogonal and grid.slices == ()
@@ -112,7 +118,9 @@ def test_tilted_head_is_straightened(real_case):
         if abs(at[0, 0, 0] - level) > 0.03:
             continue
         image = sitk.GetImageFromArray(volume.voxels[level])
-        sampled = np.array([[image.EvaluateAtContinuousIndex((c, r)) for _, r, c in line] for line in at.tolist()])
+        sampled = np.array(
+            [[image.EvaluateAtContinuousIndex((c, r)) for _, r, c in line] for line in at.tolist()]
+        )
         assert np.corrcoef(sampled.ravel(), planes[k][rows, columns].ravel())[0, 1] > 0.98
     # bone marked in the volume falls on bone of the source slices
     bone = np.stack(planes) > 300

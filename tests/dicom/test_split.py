@@ -20,17 +20,23 @@ def several(maker, store, variants, **options):
     return open_study(store(interleaved))
 
 
-@pytest.mark.parametrize(("name", "variants"), [
-    ("echo", [{"EchoNumbers": 1, "EchoTime": "10"}, {"EchoNumbers": 2, "EchoTime": "20"}]),
-    ("echo time", [{"EchoTime": "10"}, {"EchoTime": "20"}, {"EchoTime": "30"}]),
-    ("image type", [{"ImageType": ["ORIGINAL", "PRIMARY", "M"]}, {"ImageType": ["ORIGINAL", "PRIMARY", "P"]}]),
-    ("b-value", [{"DiffusionBValue": 0.0}, {"DiffusionBValue": 1000.0}]),
-    ("temporal position", [{"TemporalPositionIdentifier": n} for n in (1, 2, 3)]),
-    ("trigger time", [{"TriggerTime": "0"}, {"TriggerTime": "400"}]),
-    ("acquisition", [{"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}]),
-    ("kernel", [{"ConvolutionKernel": "B30f"}, {"ConvolutionKernel": "B70f"}]),
-    ("inversion time", [{"InversionTime": "100"}, {"InversionTime": "2000"}]),
-])
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        ("echo", [{"EchoNumbers": 1, "EchoTime": "10"}, {"EchoNumbers": 2, "EchoTime": "20"}]),
+        ("echo time", [{"EchoTime": "10"}, {"EchoTime": "20"}, {"EchoTime": "30"}]),
+        (
+            "image type",
+            [{"ImageType": ["ORIGINAL", "PRIMARY", "M"]}, {"ImageType": ["ORIGINAL", "PRIMARY", "P"]}],
+        ),
+        ("b-value", [{"DiffusionBValue": 0.0}, {"DiffusionBValue": 1000.0}]),
+        ("temporal position", [{"TemporalPositionIdentifier": n} for n in (1, 2, 3)]),
+        ("trigger time", [{"TriggerTime": "0"}, {"TriggerTime": "400"}]),
+        ("acquisition", [{"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}]),
+        ("kernel", [{"ConvolutionKernel": "B30f"}, {"ConvolutionKernel": "B70f"}]),
+        ("inversion time", [{"InversionTime": "100"}, {"InversionTime": "2000"}]),
+    ],
+)
 def test_volumes_at_the_same_positions_are_split(maker, store, name, variants):
     modality = "CT" if name == "kernel" else "MR"
     with several(maker, store, variants, modality=modality) as study:
@@ -46,7 +52,9 @@ def test_volumes_at_the_same_positions_are_split(maker, store, name, variants):
 
 
 def test_two_keys_split_twice(maker, store):
-    variants = [{"EchoTime": str(te), "ImageType": ["ORIGINAL", "PRIMARY", kind]} for te in (5, 9) for kind in "MP"]
+    variants = [
+        {"EchoTime": str(te), "ImageType": ["ORIGINAL", "PRIMARY", kind]} for te in (5, 9) for kind in "MP"
+    ]
     with several(maker, store, variants, modality="MR") as study:
         assert [len(series) for series in study.series] == [6] * 4
         assert all("echo time" in s.split and "image type" in s.split for s in study.series)
@@ -54,7 +62,9 @@ def test_two_keys_split_twice(maker, store):
 
 def test_b_values_with_directions(maker, store):
     variants = [{"DiffusionBValue": 0.0}] + [
-        {"DiffusionBValue": 800.0, "DiffusionGradientOrientation": [float(d == a) for a in range(3)]} for d in range(3)]
+        {"DiffusionBValue": 800.0, "DiffusionGradientOrientation": [float(d == a) for a in range(3)]}
+        for d in range(3)
+    ]
     with several(maker, store, variants, modality="MR") as study:
         assert [len(series) for series in study.series] == [6] * 4
         assert study.series[0].attributes["b_value"] == "0"
@@ -84,11 +94,16 @@ def test_times_that_differ_for_every_slice_split_by_their_order(maker, store):
             assert numbers == {v}
 
 
-@pytest.mark.parametrize("tags", [
-    lambda k: {"AcquisitionNumber": k // 2}, lambda k: {"TriggerTime": str(k)}, lambda k: {"EchoTime": str(k % 2)},
-    lambda k: {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", *(["ADD"] if k < 3 else [])]},
-    lambda k: {"ContentTime": f"1200{k:02d}"},
-])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        lambda k: {"AcquisitionNumber": k // 2},
+        lambda k: {"TriggerTime": str(k)},
+        lambda k: {"EchoTime": str(k % 2)},
+        lambda k: {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", *(["ADD"] if k < 3 else [])]},
+        lambda k: {"ContentTime": f"1200{k:02d}"},
+    ],
+)
 def test_keys_alone_do_not_split_one_volume(maker, only, tags):
     datasets = maker().datasets()
     for k, ds in enumerate(datasets):
@@ -106,8 +121,11 @@ def test_localiser_is_split_off(maker, store):
 
 
 def test_orientations_and_frames_of_reference_are_split(maker, store):
-    datasets = [*maker().datasets(), *maker(orientation=(1, 0, 0, 0, 0, -1), first=50).datasets(),
-                *maker(first=80, tags={"FrameOfReferenceUID": "1.2.3.777"}).datasets()]
+    datasets = [
+        *maker().datasets(),
+        *maker(orientation=(1, 0, 0, 0, 0, -1), first=50).datasets(),
+        *maker(first=80, tags={"FrameOfReferenceUID": "1.2.3.777"}).datasets(),
+    ]
     with open_study(store(datasets)) as study:
         assert [len(series) for series in study.series] == [6, 6, 6]
         assert sorted(series.grid()[0].axis_codes for series in study.series) == ["PIL", "SPL", "SPL"]
@@ -115,8 +133,10 @@ def test_orientations_and_frames_of_reference_are_split(maker, store):
 
 
 def test_series_are_ordered_and_described(maker, store):
-    datasets = [*maker(series=7, tags={"SeriesDescription": "thorax hélice"}).datasets(),
-                *maker(series=3, modality="MR", tags={"SequenceName": "tse", "ScanningSequence": "SE"}).datasets()]
+    datasets = [
+        *maker(series=7, tags={"SeriesDescription": "thorax hélice"}).datasets(),
+        *maker(series=3, modality="MR", tags={"SequenceName": "tse", "ScanningSequence": "SE"}).datasets(),
+    ]
     for ds in datasets:
         ds.SpecificCharacterSet = "ISO_IR 100"
     with open_study(store(datasets)) as study:

@@ -57,8 +57,10 @@ def test_nothing_there(tmp_path):
     assert "1 files" in caught.value.what
 
 
-@pytest.mark.parametrize(("content", "code"), [(b"", "FILE_EMPTY"), (b"only text\n" * 40, "FILE_NOT_DICOM"),
-                                               (b"\0" * 128 + b"DICM", "FILE_BROKEN")])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "FILE_EMPTY"), (b"only text\n" * 40, "FILE_NOT_DICOM"), (b"\0" * 128 + b"DICM", "FILE_BROKEN")],
+)
 def test_only_a_broken_file(tmp_path, content, code):
     path = tmp_path / "x.dcm"
     path.write_bytes(content)
@@ -91,7 +93,7 @@ def test_file_cut_off_in_its_header_is_refused_with_its_series(maker, store):
     folder = store(maker().datasets())
     path = folder / "0005.dcm"
     raw = path.read_bytes()
-    path.write_bytes(raw[:raw.index(b"\x28\0\x30\0") + 12])  # within Pixel Spacing, after the UIDs
+    path.write_bytes(raw[: raw.index(b"\x28\0\x30\0") + 12])  # within Pixel Spacing, after the UIDs
     with open_study(folder) as study:
         assert "FILE_TRUNCATED" in codes(study.notices)
         with pytest.raises(FileFormatError) as caught:
@@ -149,7 +151,9 @@ def test_dicomdir(maker, tmp_path, missing):
         files.add(complete(ds))
     files.write(tmp_path / "cd")
     files._stage["t"].cleanup()  # pydicom leaves its staging folder to the garbage collector, which warns
-    found = sorted(path for path in (tmp_path / "cd").rglob("*") if path.is_file() and path.name != "DICOMDIR")
+    found = sorted(
+        path for path in (tmp_path / "cd").rglob("*") if path.is_file() and path.name != "DICOMDIR"
+    )
     assert len(found) == 6
     if missing:
         found[-1].unlink()  # at the end: geometry alone would not notice
@@ -242,7 +246,9 @@ def archive_with(tmp_path, name, content=b"x", attributes=None):
     return path
 
 
-@pytest.mark.parametrize("name", ["../evil.dcm", "a/../../evil.dcm", "/etc/evil", "\\evil", "C:\\evil", "a\\..\\..\\b"])
+@pytest.mark.parametrize(
+    "name", ["../evil.dcm", "a/../../evil.dcm", "/etc/evil", "\\evil", "C:\\evil", "a\\..\\..\\b"]
+)
 def test_paths_that_climb_out(tmp_path, name):
     before = sorted(tmp_path.parent.iterdir())
     with pytest.raises(ArchiveError) as caught:
@@ -268,11 +274,14 @@ def test_encrypted_archive(tmp_path):
     assert caught.value.code == "ARCHIVE_ENCRYPTED"
 
 
-@pytest.mark.parametrize(("limits", "code"), [
-    (ArchiveLimits(entries=3), "ARCHIVE_ENTRIES"),
-    (ArchiveLimits(total_bytes=100_000), "ARCHIVE_TOO_LARGE"),
-    (ArchiveLimits(ratio=20, ratio_from_bytes=10_000), "ARCHIVE_RATIO"),
-])
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (ArchiveLimits(entries=3), "ARCHIVE_ENTRIES"),
+        (ArchiveLimits(total_bytes=100_000), "ARCHIVE_TOO_LARGE"),
+        (ArchiveLimits(ratio=20, ratio_from_bytes=10_000), "ARCHIVE_RATIO"),
+    ],
+)
 def test_bombs(tmp_path, limits, code):
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -292,8 +301,10 @@ def test_bomb_that_lies_about_its_size(tmp_path):
         open_study(path, limits=ArchiveLimits(total_bytes=1000))
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:len(raw) // 2], lambda raw: raw[:60] + b"\xff" * 40 + raw[100:],
-                                    lambda raw: raw[:4]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda raw: raw[: len(raw) // 2], lambda raw: raw[:60] + b"\xff" * 40 + raw[100:], lambda raw: raw[:4]],
+)
 def test_damaged_archives(maker, store, tmp_path, damage):
     path = zipped(store(maker().datasets()), tmp_path / "s.zip")
     path.write_bytes(damage(path.read_bytes()))
@@ -339,7 +350,11 @@ def test_synthetic_series_round_trip(tmp_path):
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     turn *= np.sign(np.linalg.det(turn))
     affine = np.eye(4)
-    affine[:3, :3] = turn[:, ::-1] * (1.25, 0.8, 0.7)  # columns: slice, row, column; right-handed from the back
+    affine[:3, :3] = turn[:, ::-1] * (
+        1.25,
+        0.8,
+        0.7,
+    )  # columns: slice, row, column; right-handed from the back
     affine[:3, 3] = (-20.123456, 30.5, 1000.000001)
     grid = Grid((4, 9, 7), affine)
     volume = Volume(rng.integers(-1024, 3000, grid.shape).astype(np.int16), grid, "CT")

@@ -25,10 +25,44 @@ from wetread.errors import WetreadError
 from wetread.volume import Grid, Volume
 
 SLOWEST_S = 20.0
-_NUMBERS = (b"NaN", b"inf", b"-1", b"0", b"1e400", b"99999999", b"1\\2", b"", b"abc", b"\xff\xfe", b"1_0", b"65536")
-_TAGS = (0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280008, 0x00281052,
-         0x00281053, 0x00200032, 0x00200037, 0x0020000E, 0x00080018, 0x00080016, 0x00280002, 0x00280004, 0x00280120,
-         0x00180050, 0x00080060, 0x00200013, 0x7FE00010)
+_NUMBERS = (
+    b"NaN",
+    b"inf",
+    b"-1",
+    b"0",
+    b"1e400",
+    b"99999999",
+    b"1\\2",
+    b"",
+    b"abc",
+    b"\xff\xfe",
+    b"1_0",
+    b"65536",
+)
+_TAGS = (
+    0x00280010,
+    0x00280011,
+    0x00280030,
+    0x00280100,
+    0x00280101,
+    0x00280102,
+    0x00280103,
+    0x00280008,
+    0x00281052,
+    0x00281053,
+    0x00200032,
+    0x00200037,
+    0x0020000E,
+    0x00080018,
+    0x00080016,
+    0x00280002,
+    0x00280004,
+    0x00280120,
+    0x00180050,
+    0x00080060,
+    0x00200013,
+    0x7FE00010,
+)
 
 
 def series() -> list[bytes]:
@@ -77,12 +111,12 @@ def flip_header(raw: bytearray, rng: np.random.Generator) -> None:
 
 
 def cut(raw: bytearray, rng: np.random.Generator) -> None:
-    del raw[rng.integers(len(raw)):]
+    del raw[rng.integers(len(raw)) :]
 
 
 def drop(raw: bytearray, rng: np.random.Generator) -> None:
     at = rng.integers(len(raw))
-    del raw[at:at + rng.integers(1, 40)]
+    del raw[at : at + rng.integers(1, 40)]
 
 
 def insert(raw: bytearray, rng: np.random.Generator) -> None:
@@ -97,13 +131,13 @@ def element(raw: bytearray, rng: np.random.Generator) -> None:
     if at < 0 or at + 10 > len(raw):
         return
     if rng.random() < 0.3:
-        raw[at + 6:at + 8] = int(rng.integers(65536)).to_bytes(2, "little")
+        raw[at + 6 : at + 8] = int(rng.integers(65536)).to_bytes(2, "little")
     elif rng.random() < 0.2:
-        raw[at:at + 4] = rng.bytes(4)
+        raw[at : at + 4] = rng.bytes(4)
     else:
-        length = int.from_bytes(raw[at + 6:at + 8], "little")
+        length = int.from_bytes(raw[at + 6 : at + 8], "little")
         value = _NUMBERS[rng.integers(len(_NUMBERS))] if rng.random() < 0.7 else rng.bytes(length % 64)
-        raw[at + 8:at + 8 + length] = value[:length].ljust(length, b" ")
+        raw[at + 8 : at + 8 + length] = value[:length].ljust(length, b" ")
 
 
 MUTATIONS = (flip, flip_header, flip_header, cut, drop, insert, element, element, element)
@@ -168,7 +202,9 @@ def fuzz(folder: Path, seconds: float, seed: int = 0, start: int = 0) -> dict[st
             try:
                 counts[one_round(files, folder, np.random.default_rng([seed, number]))] += 1
             except Exception as error:
-                raise AssertionError(f"seed {seed}, round {number}: {type(error).__name__}: {error}") from error
+                raise AssertionError(
+                    f"seed {seed}, round {number}: {type(error).__name__}: {error}"
+                ) from error
             assert time.monotonic() - began < SLOWEST_S, f"seed {seed}, round {number} took too long"
             number += 1
     return counts

@@ -28,3 +28,14 @@ def test_commands_and_links_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_page_on_python_runs(ball_package, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.S)
+    assert code is not None
+    shutil.copytree(ball_package.parent, tmp_path / "models" / "balls")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.group(1), "docs/python.md", "exec"), {})
+    found = capsys.readouterr().out.splitlines()[-1]
+    assert found.startswith("1 (34.5, 24.5, 19.0)"), found

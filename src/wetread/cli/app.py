@@ -8,12 +8,14 @@ from typing import Annotated, cast
 
 import typer
 
+from wetread import __version__
 from wetread.cli import show
 from wetread.errors import WetreadError
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     help="Reads CT and MR studies with trained networks, at once. Research only, not for clinical use.",
 )
@@ -112,6 +114,16 @@ def schema() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    from wetread import __version__
-
     typer.echo(f"wetread {__version__}")
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Reads CT and MR studies with trained networks, at once. Research only, not for clinical use."""
+    if show_version:
+        version()
+        raise typer.Exit

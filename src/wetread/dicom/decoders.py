@@ -136,6 +136,9 @@ def decode_apart(header: SliceHeader) -> NDArray[Any]:
         child.close()
     if "what" in answer:
         raise PixelError(
-            str(answer["what"]), where=where, code=str(answer["code"]), todo="copy or export the instance again"
+            str(answer["what"]),
+            where=where,
+            code=str(answer["code"]),
+            todo="copy or export the instance again",
         )
     return np.frombuffer(content, np.dtype(str(answer["dtype"]))).reshape(answer["shape"]).copy()

@@ -83,7 +83,9 @@ def load(
 
 def _children(headers: Sequence[SliceHeader], threads: int) -> int:
     """Number of child processes that decoding will use: none for uncompressed series."""
-    native = sum(header.instance.transfer_syntax not in NATIVE and codec_of(header).native for header in headers)
+    native = sum(
+        header.instance.transfer_syntax not in NATIVE and codec_of(header).native for header in headers
+    )
     return min(native, threads)
 
 

@@ -46,7 +46,9 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer(request: dict[str, object], requests: BinaryIO, reply: BinaryIO, instances: dict[str, Instance]) -> None:
+def _answer(
+    request: dict[str, object], requests: BinaryIO, reply: BinaryIO, instances: dict[str, Instance]
+) -> None:
     path, frame = str(request["path"]), int(str(request["frame"]))
     data = requests.read(int(str(request["bytes"])))
     try:
