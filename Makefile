@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+CASE ?= $(wildcard $(or $(WETREAD_TEST_DATA),../shared/data)/lidc-idri-0314/dicom)
 
 .PHONY: help demo test test-all lint types layers venv venv-all bench clean
 
@@ -62,7 +63,7 @@ layers: $(VENV)/.dev
 
 bench: $(VENV)/.all
 	$(BIN)/python benchmarks/load_series.py --out docs/benchmarks
-	$(BIN)/python benchmarks/resample.py --out docs/benchmarks
+	$(BIN)/python benchmarks/resample.py $(CASE) --out docs/benchmarks
 	$(BIN)/python benchmarks/read_case.py --out docs/benchmarks
 
 clean:
