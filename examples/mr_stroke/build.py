@@ -15,9 +15,9 @@ import meshnet
 import nibabel
 import numpy as np
 import torch
-from wetread.build.pack import pack
 
 import wetread
+from wetread.build.pack import pack
 
 HERE = Path(__file__).parent
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests import networks
 
+from tests import networks
 from wetread.build import pack as pack_module
 from wetread.build.pack import pack
 from wetread.engines import make_engine

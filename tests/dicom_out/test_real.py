@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from tests.dicom_out.sources import MADE, NODULE
 
+from tests.dicom_out.sources import MADE, NODULE
 from wetread.dicom.authorship import Sources
 from wetread.dicom.seg import write_seg
 from wetread.dicom.sr import write_sr

@@ -7,6 +7,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+
 from tests.dicom_out.sources import (
     LABELS,
     LUNG,
@@ -19,7 +20,6 @@ from tests.dicom_out.sources import (
     reading_of,
     single_frames,
 )
-
 from wetread.dicom import seg as seg_module
 from wetread.dicom.authorship import Sources
 from wetread.dicom.seg import write_seg

@@ -6,8 +6,8 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from tests.dicom_out.sources import MADE, NODULE, SHAPE, label_mask, multi_frame, reading_of, single_frames
 
+from tests.dicom_out.sources import MADE, NODULE, SHAPE, label_mask, multi_frame, reading_of, single_frames
 from wetread.dicom import sr as sr_module
 from wetread.dicom.authorship import Sources
 from wetread.dicom.seg import write_seg

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests import networks
 
+from tests import networks
 from wetread.engines import Context, Engine
 from wetread.errors import EngineError, NotFiniteError
 from wetread.graph import Graph

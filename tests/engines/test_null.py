@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import onnx
 import pytest
-from tests.engines.contract import WINDOW, EngineContract, images, poisoned
 
+from tests.engines.contract import WINDOW, EngineContract, images, poisoned
 from wetread.engines import Engine, TensorInfo, make_engine
 from wetread.engines.null import NullEngine, VirtualClock
 from wetread.errors import EngineError

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from tests import networks
 from tests.engines.contract import WINDOW, EngineContract, images, poisoned, run
-
 from wetread.engines import Engine, make_engine
 from wetread.engines.openvino import OpenVinoEngine, runtime
 from wetread.errors import (

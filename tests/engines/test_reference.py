@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+
 from tests import networks
 from tests.engines.contract import WINDOW, EngineContract, images
-
 from wetread.engines import Engine, make_engine
 from wetread.graph import Graph
 

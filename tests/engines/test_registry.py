@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests import networks
 
+from tests import networks
 from wetread.engines import BACKENDS, available, make_engine, resolve
 from wetread.engines import registry as registry_module
 from wetread.errors import EngineUnavailableError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests import networks
 from tests.graph.single import run_peer
-
 from wetread.errors import GraphError, UnsupportedOperatorError
 from wetread.graph import Graph
 from wetread.graph.evaluate import Evaluator
@@ -82,8 +82,9 @@ def test_what_cannot_be_evaluated_is_named() -> None:
 def test_convolutions_agree_with_torch_in_float64() -> None:
     """To 1e-13 of the largest output: the same sums in another order."""
     import torch
-    from tests.graph.single import model, run_ours
     from torch.nn import functional as f
+
+    from tests.graph.single import model, run_ours
 
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal((2, 4, 9, 8, 7)), rng.standard_normal((6, 2, 3, 3, 3))

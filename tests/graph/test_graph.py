@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tests import networks
 
+from tests import networks
 from wetread.errors import GraphError
 from wetread.graph import Graph, verify
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.graph.single import model, run_ours, run_peer
 
+from tests.graph.single import model, run_ours, run_peer
 from wetread.graph.operators import OPERATORS
 
 RNG = np.random.default_rng(7)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests import networks
 
+from tests import networks
 from wetread.errors import GraphError, UnsupportedOperatorError
 from wetread.graph import Graph, verify
 

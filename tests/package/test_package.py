@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests import networks
 
+from tests import networks
 from wetread.errors import GateError, OutputError, PackageError, RecipeError
 from wetread.package import (
     GateRecord,

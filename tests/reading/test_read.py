@@ -8,9 +8,9 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from tests.conftest import BALLS, ball_recipe, ball_volume, threshold_network
 
 import wetread
+from tests.conftest import BALLS, ball_recipe, ball_volume, threshold_network
 from wetread.errors import (
     FileFormatError,
     GateError,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.conftest import ball_recipe
 
+from tests.conftest import ball_recipe
 from wetread.errors import SelectionError
 from wetread.reading.select import Candidate, choose
 from wetread.recipe import load_recipe
