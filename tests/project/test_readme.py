@@ -14,7 +14,7 @@ def test_example_runs(ball_study, tmp_path, monkeypatch, capsys):
     code = re.search(r"```python\n(.*?)```", README, re.S)
     assert code is not None
     lines = [line for line in code.group(1).splitlines() if line.strip()]
-    assert len(lines) <= 9
+    assert len(lines) == 8
     shutil.copytree(ball_study, tmp_path / "study")
     monkeypatch.chdir(tmp_path)
     exec(compile(code.group(1), "README.md", "exec"), {})
