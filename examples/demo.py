@@ -6,23 +6,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 import wetread
-from wetread.bench.phantom import Phantom, make_phantom
+from wetread.bench.phantom import make_phantom
 from wetread.cli import show
 from wetread.dicom import write_ct_series
-from wetread.volume import Grid, Volume
-
-
-def as_volume(phantom: Phantom) -> Volume:
-    """The phantom in the patient's coordinates, its middle at the origin."""
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2] = phantom.spacing_mm
-    affine[3, 3] = 1.0
-    affine[:3, 3] = [-s * n / 2 for s, n in zip(phantom.spacing_mm, phantom.hu.shape, strict=True)][::-1]
-    grid = Grid(phantom.hu.shape, affine, frame_of_reference=f"2.25.{10_000 + phantom.seed}")
-    return Volume(phantom.hu, grid, "CT", ("phantom",))
 
 
 def main() -> None:
@@ -37,7 +24,7 @@ def main() -> None:
         shutil.rmtree(ours, ignore_errors=True)
     print(f"synthesising a chest CT in {study} ...")
     phantom = make_phantom(args.seed)
-    volume = as_volume(phantom)
+    volume = phantom.volume()
     write_ct_series(volume, study)
     with show.progress() as progress:
         reading = wetread.read(study, progress=progress)

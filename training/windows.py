@@ -99,18 +99,14 @@ def wetread_read(package: str, threads: int) -> Read:
     from wetread.engines.registry import make_engine
     from wetread.inference import Runner
     from wetread.reading import Case, CaseInfo
-    from wetread.volume import Grid
 
     opened = Package.open(package)
     engine = make_engine(opened, threads=threads)
 
     def read(phantom: Any) -> tuple[Array, Array]:
-        affine = np.zeros((4, 4))
-        affine[2, 0], affine[1, 1], affine[0, 2] = phantom.spacing_mm
-        affine[3, 3] = 1.0
-        grid = Grid(phantom.hu.shape, affine)
-        case = Case(opened, engine, grid, CaseInfo(modality="CT"), threads=threads)
-        case.add(0, phantom.hu)
+        volume = phantom.volume()
+        case = Case(opened, engine, volume.grid, CaseInfo(modality="CT"), threads=threads)
+        case.add(0, volume.voxels)
         with Runner(case.sweep, engine) as runner:
             runner.run()
         reading = case.finish()

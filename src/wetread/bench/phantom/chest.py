@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wetread.volume import Grid, Volume
+
 from .fields import Array, Frame, Module, ramp, smooth_noise, smoothstep
 from .lesions import Nodule, paint, place
 from .mimics import Scene, fissures, paint_hila, paint_mimics, plugs
@@ -34,6 +36,15 @@ class Phantom:
     mimics: tuple[tuple[str, tuple[int, int, int]], ...]
     seed: int
     lung: Array | None = None
+
+    def volume(self) -> Volume:
+        """The image in the patient's coordinates (LPS mm), its middle at the origin; made by numpy only."""
+        affine = np.zeros((4, 4))
+        affine[2, 0], affine[1, 1], affine[0, 2] = self.spacing_mm
+        affine[3, 3] = 1.0
+        affine[:3, 3] = [-s * n / 2 for s, n in zip(self.spacing_mm, self.hu.shape, strict=True)][::-1]
+        grid = Grid(self.hu.shape, affine, frame_of_reference=f"2.25.{10_000 + self.seed}")
+        return Volume(np.asarray(self.hu), grid, "CT", ("phantom",))
 
 
 def _great_vessels(rng: np.random.Generator, build: Build) -> tuple[Capsules, Capsules]:

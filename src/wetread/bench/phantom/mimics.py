@@ -192,7 +192,7 @@ def _specks(rng: np.random.Generator, scene: Scene, rate: float) -> None:
     """Dots too small to count (under 3 mm)."""
     for point in scene.sample(rng, 1.0, 40.0, int(rng.poisson(5 * rate))):
         radii = rng.uniform(0.5, 1.3) * rng.uniform(0.8, 1.1, 3)
-        _ball(scene, point, radii, rng.choice([30.0, 60.0, 400.0]), True)
+        _ball(scene, point, radii, float(rng.choice([30.0, 60.0, 400.0])), True)
         scene.note("speck", point)
 
 
