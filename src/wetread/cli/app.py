@@ -61,7 +61,7 @@ def read(
             folder.write_failure(error, study)
             raise
     if as_json:
-        data = reading.to_json()
+        data = json.loads(written["reading.json"].read_text(encoding="utf-8"))
         data["outputs"] = {name: str(path) for name, path in written.items()}
         typer.echo(json.dumps(data))
     else:
