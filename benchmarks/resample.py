@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import SimpleITK as sitk
 
-import wetread
-from wetread.geometry import axis_maps, cpu_count, lattice_grid, resample
+from wetread.geometry import axis_maps, lattice_grid, resample
 from wetread.volume import Grid
 
 TOLERANCE_HU = 5e-3
@@ -54,6 +53,7 @@ def main() -> int:
             variants[name]()
             if number:
                 times[name].append(time.perf_counter() - began)
+    machine: dict[str, Any] = common.machine("wetread", "numpy", "SimpleITK")
     report = {
         "benchmark": "resample",
         "source": Path(options.folder).name if options.folder else "synthetic",
@@ -67,13 +67,8 @@ def main() -> int:
         "largest_difference_hu": worst,
         "tolerance_hu": TOLERANCE_HU,
         "values_agree": worst <= TOLERANCE_HU,
-        "machine": machine(),
-        "versions": {
-            "wetread": wetread.__version__,
-            "numpy": np.__version__,
-            "SimpleITK": sitk.Version_VersionString(),
-            "python": platform.python_version(),
-        },
+        "machine": {**machine, "load_average": list(os.getloadavg())},
+        "versions": {**machine["versions"], "python": machine["python"]},
     }
     text = markdown(report)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -134,18 +129,6 @@ def summary(values: list[float]) -> dict[str, float]:
         "min": min(values),
         "max": max(values),
     }
-
-
-def machine() -> dict[str, object]:
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    load = list(os.getloadavg()) if hasattr(os, "getloadavg") else []
-    return {"processor": model, "cores": cpu_count(), "system": platform.platform(), "load_average": load}
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -32,20 +32,10 @@ _INFLATED_LIMIT = 2 << 30
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _LONG_VR = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
 _PARSE_ERRORS = (
-    OSError,  # pydicom raises it for items without a tag
+    *tags.CONVERSION_ERRORS,
     zlib.error,
     InvalidDicomError,
     BytesLengthException,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-    OverflowError,
-    struct.error,
-    LookupError,
-    RecursionError,
     MemoryError,
     AssertionError,
 )

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FD": "d", "FL": "f", "OW": "H", "US or SS": "H"}
 _LONGEST_BINARY = 64
-_CONVERSION_ERRORS = (
+CONVERSION_ERRORS = (
     ValueError,
     TypeError,
     KeyError,
@@ -139,7 +139,7 @@ def items(dataset: Dataset, keyword: str) -> list[Dataset]:
         return []
     try:
         value = dataset[tag].value
-    except _CONVERSION_ERRORS as error:
+    except CONVERSION_ERRORS as error:
         raise ValueError(f"{named(keyword)} cannot be read: {error}") from error
     if value is None:
         return []
@@ -156,7 +156,7 @@ def decoded(dataset: Dataset, keyword: str) -> str:
         return ""
     try:
         return text(dataset[tag_of(keyword)])
-    except _CONVERSION_ERRORS:
+    except CONVERSION_ERRORS:
         return text(element)
 
 

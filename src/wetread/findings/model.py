@@ -112,7 +112,8 @@ class Reading:
         notices: what was repaired or assumed.
         timings_s: seconds for each stage.
         status: ``final`` or ``provisional``.
-        origin: what the writers need of the source (image, DICOM headers); set by `wetread.read`, not written out.
+        origin: the reference channel as it was loaded (image, DICOM headers), for the writers; set by
+            `wetread.read`, not written out.
     """
 
     mask: NDArray[np.uint8]

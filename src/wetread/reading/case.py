@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -226,8 +226,3 @@ def label_info(label: Label) -> LabelInfo:
         anatomy=plain(label.anatomy) if label.anatomy is not None else None,
         lesion=label.lesion,
     )
-
-
-def with_timings(reading: Reading, **seconds: float) -> Reading:
-    """The reading with further stages in its timings."""
-    return replace(reading, timings_s=reading.timings_s | seconds)

@@ -18,7 +18,6 @@ from wetread.package import Package
 from wetread.reading.case import Case, CaseInfo
 from wetread.reading.select import choose
 from wetread.reading.source import Loaded, open_source
-from wetread.volume import Volume
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,15 +35,6 @@ class ReadOptions:
     engine: str = "auto"
     threads: int = 0
     allow_failed_gate: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """What a reading was made of, kept for the writers: the reference channel's volume and DICOM series."""
-
-    volume: Volume
-    loaded: Loaded
-    package: Package
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -98,7 +88,7 @@ def read(
     stages = {"list": listed - started, "load": read_s - listed, "engine": engine_s - read_s}
     stages |= reading.timings_s
     stages["total"] = time.perf_counter() - started
-    return replace(reading, timings_s=stages, origin=Origin(reference.volume, reference, package))
+    return replace(reading, timings_s=stages, origin=reference)
 
 
 def make_engines(package: Package, options: ReadOptions) -> tuple[list[Engine], str]:

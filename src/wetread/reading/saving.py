@@ -13,7 +13,7 @@ from typing import Literal
 from wetread.errors import Notice, OutputError
 from wetread.findings import Reading
 from wetread.nifti import write_mask
-from wetread.reading.flow import Origin, Progress
+from wetread.reading.flow import Progress
 from wetread.reading.output import OutputFolder
 from wetread.reading.source import Loaded
 from wetread.storage import write_bytes
@@ -69,7 +69,7 @@ def save(
             Nothing is left behind.
     """
     origin = reading.origin
-    if not isinstance(origin, Origin):
+    if not isinstance(origin, Loaded):
         raise OutputError(
             "the reading does not hold its source", todo="save what `wetread.read` returned", code="NO_SOURCE"
         )
@@ -80,8 +80,8 @@ def save(
         jobs: list[Callable[[], object]] = [
             lambda: write_mask(stage / "mask.nii.gz", reading.mask, reading.grid)
         ]
-        if origin.loaded.series is not None:
-            jobs.insert(0, lambda: notices.extend(_write_dicom(reading, origin.loaded, stage, options)))
+        if origin.series is not None:
+            jobs.insert(0, lambda: notices.extend(_write_dicom(reading, origin, stage, options)))
         jobs.append(lambda: _write_report(reading, origin, stage, options.report))
         futures = [pool.submit(job) for job in jobs]
         for done, future in enumerate(futures, start=1):
@@ -139,7 +139,7 @@ def _write_dicom(reading: Reading, loaded: Loaded, stage: Path, options: SaveOpt
     return notices
 
 
-def _write_report(reading: Reading, origin: Origin, stage: Path, pictures: bool) -> None:
+def _write_report(reading: Reading, origin: Loaded, stage: Path, pictures: bool) -> None:
     from wetread.report import write_csv, write_report
 
     if pictures:
