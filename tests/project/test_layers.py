@@ -39,7 +39,7 @@ def copy(tmp_path: Path) -> Path:
         ("report/__init__.py", "import pydicom", "Only dicom imports"),
         ("reading/flow.py", "import onnx", "Only graph imports"),
         ("inference/runner.py", "import openvino", "Only engines.openvino"),
-        ("geometry/axes.py", "import torch", "No torch"),
+        ("geometry/axes.py", "import torch", "Training frameworks"),
     ],
 )
 def test_planted_violation_is_caught(copy, file, line, contract):

@@ -1,0 +1,1 @@
+"""Precision: ranges observed on calibration cases, and graphs cast or quantised by them."""
