@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,8 +57,12 @@ class Source(Protocol):
     ) -> None: ...
 
 
-def open_source(path: Path | str) -> Source:
+def open_source(path: Path | str, *, ignore: Collection[str] = ()) -> Source:
     """Opens a DICOM folder, file or zip, or NIfTI files.
+
+    Args:
+        path: where the study lies.
+        ignore: names of NIfTI files in a folder that are no images of the study, such as a true mask.
 
     Raises:
         StudyNotFoundError: there is nothing at the path.
@@ -67,13 +71,17 @@ def open_source(path: Path | str) -> Source:
     path = Path(path)
     if not path.exists():
         raise StudyNotFoundError("no such file or folder", where=str(path), todo="check the path")
-    if path.is_file() and path.name.lower().endswith(_NIFTI):
+    if _is_image(path):
         return NiftiSource([path])
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(_NIFTI))
+        files = sorted(p for p in path.iterdir() if _is_image(p) and p.name not in ignore)
         if files:
             return NiftiSource(files)
     return DicomSource(path)
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(_NIFTI)
 
 
 def stem(path: Path) -> str:
