@@ -12,6 +12,7 @@ import pytest
 from tests import networks
 from wetread.errors import GateError, OutputError, PackageError, RecipeError
 from wetread.package import (
+    Contents,
     GateRecord,
     NetworkFile,
     Package,
@@ -55,9 +56,11 @@ def package(tmp_path: Path) -> Package:
         tmp_path / "models",
         recipe(),
         [network()],
-        card=b"# Tiny\n",
-        sources=[SourceEntry(name="net.onnx", sha256=bytes_sha256(CONTENT), bytes=len(CONTENT))],
-        tools={"wetread": "0.1.0"},
+        Contents(
+            files={"card.md": b"# Tiny\n"},
+            sources=[SourceEntry(name="net.onnx", sha256=bytes_sha256(CONTENT), bytes=len(CONTENT))],
+            tools={"wetread": "0.1.0"},
+        ),
     )
 
 
@@ -83,7 +86,10 @@ def test_nothing_is_left_beside_it(package: Package) -> None:
 def test_same_input_gives_the_same_bytes(package: Package, tmp_path: Path) -> None:
     made = package.manifest
     again = write_package(
-        tmp_path / "b", recipe(), [network()], card=b"# Tiny\n", sources=made.sources, tools=made.tools
+        tmp_path / "b",
+        recipe(),
+        [network()],
+        Contents(files={"card.md": b"# Tiny\n"}, sources=made.sources, tools=made.tools),
     )
     assert again.hash == package.hash
     for file in package.path.iterdir():
@@ -93,7 +99,12 @@ def test_same_input_gives_the_same_bytes(package: Package, tmp_path: Path) -> No
 def test_hash_covers_models_and_recipe_and_nothing_else(tmp_path: Path) -> None:
     base = write_package(tmp_path / "a", recipe(), [network()]).hash
     assert len(base) == 64
-    assert write_package(tmp_path / "b", recipe(), [network()], card=b"x", tools={"a": "1"}).hash == base
+    assert (
+        write_package(
+            tmp_path / "b", recipe(), [network()], Contents(files={"card.md": b"x"}, tools={"a": "1"})
+        ).hash
+        == base
+    )
     assert write_package(tmp_path / "c", recipe(description="x"), [network()]).hash != base
     other = networks.threshold(cut=0.6).SerializeToString(deterministic=True)
     assert write_package(tmp_path / "d", recipe(), [network(other)]).hash != base

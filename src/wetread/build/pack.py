@@ -12,7 +12,7 @@ from wetread import __version__
 from wetread.engines import make_engine, resolve
 from wetread.errors import EngineError, EngineUnavailableError, PackageError, RecipeError
 from wetread.graph import Graph, verify
-from wetread.package import NetworkFile, Package, SourceEntry, file_sha256, write_package
+from wetread.package import Contents, NetworkFile, Package, SourceEntry, file_sha256, write_package
 from wetread.recipe import Recipe, load_recipe
 
 _WHOLE = 32
@@ -57,9 +57,11 @@ def pack(
         out,
         parsed,
         [NetworkFile(graph.to_bytes(), graph.precision, graph.inputs, graph.outputs)],
-        card=None if card is None else _read(card),
-        sources=[_source(path) for path in made_from],
-        tools={"wetread": __version__, "onnx": metadata.version("onnx")},
+        Contents(
+            files={} if card is None else {"card.md": _read(card)},
+            sources=[_source(path) for path in made_from],
+            tools={"wetread": __version__, "onnx": metadata.version("onnx")},
+        ),
         force=force,
     )
 

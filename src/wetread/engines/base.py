@@ -8,6 +8,7 @@ itself is used by one thread at a time.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -39,6 +40,53 @@ class EngineInfo:
     precision: str
     device: str
     version: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the folder for plans and gates of this backend, version, precision and device.
+
+        The number of threads, which some backends write behind the device's name, is no part of it.
+        """
+        device = re.sub(r",? *\d+ threads?", "", self.device)
+        text = "-".join((self.backend, self.version, self.precision, device))
+        plain = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")
+        return plain[:128].rstrip("-._")
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """One step of a network as its runtime executes it.
+
+    Attributes:
+        name: the runtime's own name of the step.
+        type: what it computes, in the runtime's words, such as ``Convolution``.
+        precision: element type that the kernel computes in; ``int8`` also where one operand is unsigned.
+        kernel: the runtime's name of the kernel, such as ``brgconv_avx512_I8``; empty where it tells none.
+        nodes: names of the graph's nodes that were fused into this step, as far as the runtime tells them. A
+            node that gives an output of the network may stand here by that output's name.
+    """
+
+    name: str
+    type: str
+    precision: str
+    kernel: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """An engine that tells what its runtime really executes."""
+
+    def layers(self, shape: tuple[int, int, int] | None = None) -> tuple[LayerRun, ...]:
+        """Steps in the order of execution, for windows of the given spatial shape.
+
+        Args:
+            shape: None takes the network's own window, else the shape that was used first.
+
+        Raises:
+            EngineError: no shape is given, fixed or used so far, or the network does not take it.
+        """
+        ...
 
 
 @runtime_checkable
@@ -116,8 +164,11 @@ class Engine(Protocol):
         """
         ...
 
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """(channels, *spatial) of the first output for one window of the given spatial shape."""
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """(channels, *spatial) of the first output for one window of the given spatial shape.
+
+        A network that gives scores and no map of voxels returns (classes,), or (classes, 1, 1, 1).
+        """
         ...
 
     def close(self) -> None:

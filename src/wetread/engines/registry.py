@@ -165,7 +165,9 @@ def make_engine(
     engine = make(request)
     if isinstance(source, Package) and found.gated:
         try:
-            source.check_gate(engine.info.backend, engine.info.precision, override_gate)
+            source.check_gate(
+                engine.info.backend, engine.info.precision, override_gate, engine.info.fingerprint
+            )
         except BaseException:
             engine.close()
             raise

@@ -1,11 +1,21 @@
 """Packages: the deployable directory of a network, its recipe, its gate and its manifest."""
 
-from wetread.package.gate import Gate, GateRecord, GateVerdict
-from wetread.package.manifest import Manifest, ModelEntry, Precision, SourceEntry, TensorEntry, file_sha256
+from wetread.package.gate import DeviceGate, Gate, GateRecord, GateVerdict
+from wetread.package.manifest import (
+    Manifest,
+    ModelEntry,
+    Precision,
+    ShapeProfile,
+    SourceEntry,
+    TensorEntry,
+    file_sha256,
+)
 from wetread.package.package import Package, bytes_sha256, embedded_names
-from wetread.package.write import NetworkFile, write_package
+from wetread.package.write import Contents, NetworkFile, write_package
 
 __all__ = [
+    "Contents",
+    "DeviceGate",
     "Gate",
     "GateRecord",
     "GateVerdict",
@@ -14,6 +24,7 @@ __all__ = [
     "NetworkFile",
     "Package",
     "Precision",
+    "ShapeProfile",
     "SourceEntry",
     "TensorEntry",
     "bytes_sha256",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class GateRecord(Closed):
         status: ``reference`` for a float32 network run as float32, which is what others are compared with.
         cases: how many held-out cases were read.
         figures: what was measured, such as ``mean_dice_drop``.
+        device: where it was run, such as the processor's name; empty where it holds for every device.
         note: in words.
     """
 
@@ -32,6 +33,7 @@ class GateRecord(Closed):
     status: Literal["reference", "passed", "failed"]
     cases: int = Field(0, ge=0)
     figures: dict[str, float] = Field(default_factory=dict)
+    device: str = ""
     note: str = ""
 
 
@@ -56,6 +58,25 @@ class Gate(Closed):
         return None
 
 
+class DeviceGate(Closed):
+    """The gate that was run on one device, with its whole table; lies in ``engines/<fingerprint>/gate.json``.
+
+    Attributes:
+        package: hash of the package it speaks of.
+        fingerprint: of the engine that was judged: backend, version, precision and device.
+        record: the summary.
+        plans: SHA-256 of the serialised engines beside it that it was run with, by file name.
+        table: every case and figure, as `wetread.build.gate` writes it.
+    """
+
+    format: Literal[1] = 1
+    package: Sha256
+    fingerprint: str
+    record: GateRecord
+    plans: dict[str, Sha256] = Field(default_factory=dict)
+    table: dict[str, Any] = Field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class GateVerdict:
     """Why an engine was allowed to load; `text` goes into every reading it takes part in."""
@@ -74,13 +95,22 @@ def reference_record() -> GateRecord:
     )
 
 
-def judge(gate: Gate, backend: str, precision: str, override: bool, where: str) -> GateVerdict:
+def judge(
+    gate: Gate, backend: str, precision: str, override: bool, where: str, own: GateRecord | None = None
+) -> GateVerdict:
     """Decides whether an engine may load.
+
+    Args:
+        gate: the package's summary.
+        backend, precision: of the engine.
+        override: the user loads it whatever the gate says.
+        where: for messages.
+        own: what the gate said on this very device; counts before the summary.
 
     Raises:
         GateError: no record, or a failed one, and no override.
     """
-    record = gate.find(backend, precision)
+    record = own if own is not None else gate.find(backend, precision)
     name = f"{backend} in {precision}"
     if backend == REFERENCE and record is None:
         return GateVerdict("reference", f"{name}: reference (others are compared with it)")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from wetread.errors import PackageError
+from wetread.errors import PackageError, RecipeError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Precision = Literal["float32", "float16", "bfloat16", "int8", "float8", "float64"]
@@ -68,6 +68,43 @@ class SourceEntry(Closed):
     bytes: int = Field(ge=0)
 
 
+class ShapeProfile(Closed):
+    """Spatial shapes of windows that a network with free axes is prepared for, in voxels.
+
+    Attributes:
+        min, opt, max: smallest, usual and largest; no axis shrinks from one to the next.
+    """
+
+    min: tuple[int, int, int]
+    opt: tuple[int, int, int]
+    max: tuple[int, int, int]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShapeProfile:
+        if any(not 1 <= a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError(f"min {self.min}, opt {self.opt}, max {self.max} must not shrink, from 1 on")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> ShapeProfile:
+        """Reads ``min:opt:max``, each as ``64x128x128``; one shape alone stands for all three.
+
+        Raises:
+            RecipeError: the text says something else.
+        """
+        try:
+            parts = [tuple(int(size) for size in part.split("x")) for part in text.lower().split(":")]
+            parts = parts * 3 if len(parts) == 1 else parts
+            low, usual, high = parts
+            return cls.model_validate({"min": low, "opt": usual, "max": high})
+        except ValueError as error:
+            raise RecipeError(
+                f"the shapes {text!r} are not min:opt:max, none smaller than the one before",
+                where="--shapes",
+                todo="write for example 32x64x64:64x128x128:96x160x160",
+            ) from error
+
+
 class Manifest(Closed):
     """Everything about a package but the voxels' way through it (that is the recipe).
 
@@ -78,6 +115,7 @@ class Manifest(Closed):
         files: other files (a model card) and their hashes.
         sources: what it was made from.
         tools: names and versions of what made it.
+        shapes: profile of window shapes; None where the window is the recipe's alone.
     """
 
     format: Literal[1] = 1
@@ -89,6 +127,7 @@ class Manifest(Closed):
     files: dict[str, Sha256] = {}
     sources: tuple[SourceEntry, ...] = ()
     tools: dict[str, str] = {}
+    shapes: ShapeProfile | None = None
 
     @field_validator("files")
     @classmethod

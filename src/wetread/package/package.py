@@ -17,14 +17,17 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from wetread.errors import OutputError, PackageError
-from wetread.package.gate import Gate, GateRecord, GateVerdict, judge
+from wetread.errors import GateError, OutputError, PackageError
+from wetread.package.gate import DeviceGate, Gate, GateRecord, GateVerdict, judge
 from wetread.package.manifest import Manifest, ModelEntry, file_sha256, parse, pretty
 from wetread.recipe import Recipe, load_recipe
+from wetread.storage import write_bytes
 
 DEFAULT = "lung-nodule"
 _VERSION = re.compile(r"^[0-9]+\.[0-9]+\.[0-9]+$")
@@ -114,13 +117,88 @@ class Package:
         """Path of the i-th network file."""
         return self.path / self.models[i].file
 
-    def check_gate(self, backend: str, precision: str, override: bool = False) -> GateVerdict:
+    def check_gate(
+        self, backend: str, precision: str, override: bool = False, fingerprint: str = ""
+    ) -> GateVerdict:
         """Says why an engine may load; the verdict's text belongs into every reading.
 
+        Args:
+            backend, precision: of the engine.
+            override: the user loads it whatever the gate says.
+            fingerprint: of the engine; where the gate was run on this very device, that run counts before
+                the package's summary.
+
         Raises:
-            GateError: the gate was not passed on this backend in this precision, and there is no override.
+            GateError: the gate was not passed on this backend in this precision, or the device's own gate
+                speaks of another package or plan, and there is no override.
         """
-        return judge(self.gate, backend, precision, override, str(self.path))
+        own = None
+        if fingerprint:
+            try:
+                own = self.device_gate(fingerprint)
+            except GateError as error:
+                if not override:
+                    raise
+                text = f"{backend} in {precision}: {error.what}; loaded by explicit override"
+                return GateVerdict("overridden", text)
+        return judge(self.gate, backend, precision, override, str(self.path), own.record if own else None)
+
+    def device_gate(self, fingerprint: str) -> DeviceGate | None:
+        """The gate that was run on one device; None where none was.
+
+        Raises:
+            GateError: it speaks of another package, or of another plan than the one that lies beside it.
+        """
+        for folder in self._engine_folders(fingerprint):
+            file = folder / "gate.json"
+            if not file.is_file():
+                continue
+            found = parse(DeviceGate, file)
+            if (found.package, found.fingerprint) != (self.hash, fingerprint):
+                raise GateError(
+                    f"the device's gate speaks of package {found.package} on {found.fingerprint}, "
+                    f"this is {self.hash} on {fingerprint}",
+                    where=str(file),
+                    todo="run `wetread gate` on this device",
+                )
+            for name, digest in found.plans.items():
+                plan = folder / Path(name).name
+                if not plan.is_file() or file_sha256(plan) != digest:
+                    raise GateError(
+                        f"the device's gate was run with another plan than {name}",
+                        where=str(plan),
+                        todo="run `wetread gate` on this device",
+                    )
+            return found
+        return None
+
+    def with_device_gate(
+        self, fingerprint: str, record: GateRecord, table: Mapping[str, Any], plans: Sequence[str] = ()
+    ) -> Package:
+        """Writes the whole table beside the plan it speaks of, and its record into the summary.
+
+        Args:
+            fingerprint: of the engine that was judged.
+            record: the summary.
+            table: every case and figure, plain data.
+            plans: names of the serialised engines in the same folder that it was run with.
+
+        Raises:
+            OutputError: neither the package nor the user's cache can be written.
+        """
+        folder = self.cache_dir(fingerprint)
+        if folder is None:
+            raise OutputError(
+                "the device's gate cannot be written: neither the package nor the cache is writable",
+                where=str(self.path),
+                todo="set WETREAD_CACHE to a folder that can be written",
+            )
+        digests = {name: file_sha256(folder / name) for name in sorted(plans)}
+        found = DeviceGate(
+            package=self.hash, fingerprint=fingerprint, record=record, plans=digests, table=dict(table)
+        )
+        write_bytes(folder / "gate.json", pretty(found.model_dump(mode="json")))
+        return self.with_gate(record)
 
     def with_gate(self, record: GateRecord) -> Package:
         """Adds a record to ``gate.json`` and returns the package with it.
@@ -151,11 +229,7 @@ class Package:
         Raises:
             PackageError: the fingerprint is no plain file name.
         """
-        if not _FINGERPRINT.match(fingerprint):
-            raise PackageError(f"{fingerprint!r} is no fingerprint: letters, digits, dot, dash, underscore")
-        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        elsewhere = Path(os.environ.get("WETREAD_CACHE") or Path(user) / "wetread")
-        for folder in (self.path / "engines" / fingerprint, elsewhere / self.hash[:16] / fingerprint):
+        for folder in self._engine_folders(fingerprint):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
@@ -163,6 +237,14 @@ class Package:
             except OSError:
                 continue
         return None
+
+    def _engine_folders(self, fingerprint: str) -> tuple[Path, Path]:
+        """Where what belongs to one device may lie: in the package, and in the user's cache."""
+        if not _FINGERPRINT.match(fingerprint):
+            raise PackageError(f"{fingerprint!r} is no fingerprint: letters, digits, dot, dash, underscore")
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        elsewhere = Path(os.environ.get("WETREAD_CACHE") or Path(user) / "wetread")
+        return self.path / "engines" / fingerprint, elsewhere / self.hash[:16] / fingerprint
 
 
 def embedded_names() -> list[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wetread.errors import OutputError, PackageError
@@ -15,6 +15,7 @@ from wetread.package.manifest import (
     Manifest,
     ModelEntry,
     Precision,
+    ShapeProfile,
     SourceEntry,
     TensorEntry,
     package_hash,
@@ -36,14 +37,29 @@ class NetworkFile:
     fold: int = 0
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a package beside its networks and recipe; none of it is part of the package's hash.
+
+    Attributes:
+        files: further files by name, such as ``card.md`` and ``build.json``; the manifest has their hashes.
+        sources: what the package was made from.
+        tools: names and versions of what made it.
+        shapes: window shapes that networks with free axes are prepared for.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    sources: Sequence[SourceEntry] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    shapes: ShapeProfile | None = None
+
+
 def write_package(
     out: Path,
     recipe: Recipe,
     networks: Sequence[NetworkFile],
+    contents: Contents | None = None,
     *,
-    card: bytes | None = None,
-    sources: Sequence[SourceEntry] = (),
-    tools: Mapping[str, str] | None = None,
     records: Sequence[GateRecord] | None = None,
     force: bool = False,
 ) -> Package:
@@ -56,9 +72,7 @@ def write_package(
         out: folder that holds packages; name and version come from the recipe.
         recipe: how the networks are used.
         networks: in any order of stage and fold.
-        card: text of the model card.
-        sources: what the package was made from.
-        tools: names and versions of what made it.
+        contents: further files, sources, tools.
         records: gate; None gives float32 networks the reference record, and others none.
         force: replaces a package of the same name and version.
 
@@ -73,7 +87,7 @@ def write_package(
             where=str(target),
             todo="raise the recipe's version, or use --force to replace it",
         )
-    files = _files(recipe, networks, card, sources, tools or {}, records)
+    files = _files(recipe, networks, contents if contents is not None else Contents(), records)
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,9 +110,7 @@ def write_package(
 def _files(
     recipe: Recipe,
     networks: Sequence[NetworkFile],
-    card: bytes | None,
-    sources: Sequence[SourceEntry],
-    tools: Mapping[str, str],
+    contents: Contents,
     records: Sequence[GateRecord] | None,
 ) -> dict[str, bytes]:
     """Content of every file of the package by name."""
@@ -129,16 +141,18 @@ def _files(
         hash=digest,
         recipe_sha256=bytes_sha256(recipe_json),
         models=entries,
-        files={} if card is None else {"card.md": bytes_sha256(card)},
-        sources=tuple(sources),
-        tools=dict(sorted(tools.items())),
+        files={name: bytes_sha256(contents.files[name]) for name in sorted(contents.files)},
+        sources=tuple(contents.sources),
+        tools=dict(sorted(contents.tools.items())),
+        shapes=contents.shapes,
     )
     if records is None:
         records = [reference_record()] if all(n.precision == "float32" for n in ordered) else []
     files = {name: network.content for name, network in zip(names, ordered, strict=True)}
     files["recipe.json"] = recipe_json
-    if card is not None:
-        files["card.md"] = card
+    if clash := set(files) & set(contents.files):
+        raise PackageError(f"two files of the package are called {min(clash)}", where=recipe.name)
+    files |= contents.files
     files["gate.json"] = pretty(Gate(package=digest, records=tuple(records)).model_dump(mode="json"))
     files["manifest.json"] = pretty(manifest.model_dump(mode="json"))
     return files

@@ -113,7 +113,9 @@ def make_engines(package: Package, options: ReadOptions) -> tuple[list[Engine], 
             )
             engines.append(engine)
             info = engine.info
-            verdict = package.check_gate(info.backend, info.precision, override=options.allow_failed_gate)
+            verdict = package.check_gate(
+                info.backend, info.precision, options.allow_failed_gate, info.fingerprint
+            )
             if verdict.text not in texts:
                 texts.append(verdict.text)
     except BaseException:
