@@ -72,6 +72,21 @@ def check_network(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -
             )
 
 
+def check_output(found: Sequence[int], name: str) -> tuple[int, ...]:
+    """The first output's shape for one window, where it is a map of voxels or a vector of scores.
+
+    Raises:
+        EngineError: it has neither four axes (channels and space) nor one (classes).
+    """
+    if len(found) not in (1, 4):
+        raise EngineError(
+            f"the first output has shape {shape_text((1, *found))}, "
+            "expected (batch, channels, 3 spatial axes), or (batch, classes) for scores",
+            where=name,
+        )
+    return tuple(int(size) for size in found)
+
+
 def check_window(shape: Sequence[int], inputs: Sequence[TensorInfo], max_batch: int) -> Shape3:
     """Checks a window's spatial shape against the network's fixed axes, and the batch against one.
 

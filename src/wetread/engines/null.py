@@ -16,6 +16,7 @@ from wetread.engines.common import (
     Shape3,
     check_arrays,
     check_network,
+    check_output,
     check_window,
     tensor_infos,
 )
@@ -155,12 +156,10 @@ class NullEngine(Closing):
             raise EngineError("the engine is closed")
         return NullContext(self, check_window(shape, self.inputs, max_batch), max_batch)
 
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """(channels, *spatial) of the first output for one window of the given spatial shape."""
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """(channels, *spatial) of the first output for one window of the given spatial shape; or (classes,)."""
         found = self.shape_of(self.outputs[0], check_window(shape, self.inputs, 1))
-        if len(found) != 4:
-            raise EngineError("the first output is no map of voxels", where=self.outputs[0].name)
-        return found[0], found[1], found[2], found[3]
+        return check_output(found, self.outputs[0].name)
 
     def shape_of(self, info: TensorInfo, shape: Shape3) -> tuple[int, ...]:
         """Shape of an output for one window: (channels, *spatial)."""

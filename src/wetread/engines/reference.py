@@ -13,6 +13,7 @@ from wetread.engines.common import (
     check_arrays,
     check_finite,
     check_network,
+    check_output,
     check_window,
     tensor_infos,
 )
@@ -151,12 +152,10 @@ class ReferenceEngine(Closing):
             raise EngineError("the engine is closed")
         return ReferenceContext(self, check_window(shape, self.inputs, max_batch), max_batch)
 
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """(channels, *spatial) of the first output for one window of the given spatial shape."""
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """(channels, *spatial) of the first output for one window of the given spatial shape; or (classes,)."""
         found = self.ports(check_window(shape, self.inputs, 1))[1][0].shape
-        if len(found) != 4:
-            raise EngineError("the first output is no map of voxels", where=self.outputs[0].name)
-        return found[0], found[1], found[2], found[3]
+        return check_output(found, self.outputs[0].name)
 
     def close(self) -> None:
         """A second call does nothing."""
