@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from wetread.package import Package
 from wetread.reading.case import Case, CaseInfo
 from wetread.reading.select import choose
 from wetread.reading.source import Loaded, open_source
+from wetread.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,33 +63,96 @@ def read(
         WetreadError: what was wrong, where, and what to do; see `wetread.errors`.
     """
     started = time.perf_counter()
-    report = progress if progress is not None else _silent
     package = package if isinstance(package, Package) else Package.open(package)
-    with ThreadPoolExecutor(1) as pool, open_source(study) as source:
+    with ThreadPoolExecutor(1) as pool:
         # the engine is made while slices are read: both mostly wait for something else than the interpreter
         making = pool.submit(make_engines, package, options)
         try:
-            choices, notices = choose(package.recipe, source.candidates())
-            listed = time.perf_counter()
-            loaded = [
-                source.load(c.index, threads=options.threads or None, progress=partial(report, "load"))
-                for c in choices
-            ]
+            inputs = load_inputs(study, package.recipe, threads=options.threads, progress=progress)
         except BaseException:
             _discard(making)
             raise
-        notices = [*source.notices, *notices, *(n for item in loaded for n in item.notices)]
-        read_s = time.perf_counter()
+        waited = time.perf_counter()
         with _closing(making) as (engines, gate):
-            engine_s = time.perf_counter()
-            case = _case(package, engines[0], loaded, _info(package, loaded, gate, notices), options)
-            _run(case, engines, loaded, report)
-            reading = case.finish()
-    reference = loaded[package.recipe.reference_channel]
-    stages = {"list": listed - started, "load": read_s - listed, "engine": engine_s - read_s}
-    stages |= reading.timings_s
-    stages["total"] = time.perf_counter() - started
-    return replace(reading, timings_s=stages, origin=reference)
+            engine_s = time.perf_counter() - waited
+            reading = read_inputs(inputs, package, engines, gate, options=options, progress=progress)
+    stages = {**inputs.timings_s, "engine": engine_s, **reading.timings_s}
+    return replace(reading, timings_s={**stages, "total": time.perf_counter() - started})
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A study's channels as they were loaded: what readings start from, several of them if need be.
+
+    Attributes:
+        loaded: one for each of the recipe's channels, in their order.
+        notices: of the source, the choice of series, and the loading.
+        timings_s: seconds for listing and loading.
+    """
+
+    loaded: tuple[Loaded, ...]
+    notices: tuple[Notice, ...] = ()
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+def load_inputs(
+    study: Path | str,
+    recipe: Recipe,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+    ignore: Collection[str] = (),
+) -> Inputs:
+    """Opens a study, chooses the recipe's channels and loads them.
+
+    Args:
+        study: see `read`.
+        recipe: whose channels are wanted.
+        threads: for decoding; 0 for all cores.
+        progress: called with (stage, done, total).
+        ignore: names of NIfTI files in a folder that are no images of the study, such as a true mask.
+
+    Raises:
+        WetreadError: the study cannot be opened, no series suits a channel, or one is damaged.
+    """
+    report = progress if progress is not None else _silent
+    started = time.perf_counter()
+    with open_source(study, ignore=ignore) as source:
+        choices, chosen = choose(recipe, source.candidates())
+        listed = time.perf_counter()
+        loaded = tuple(
+            source.load(c.index, threads=threads or None, progress=partial(report, "load")) for c in choices
+        )
+        notices = (*source.notices, *chosen, *(n for item in loaded for n in item.notices))
+    return Inputs(loaded, notices, {"list": listed - started, "load": time.perf_counter() - listed})
+
+
+def read_inputs(
+    inputs: Inputs,
+    package: Package,
+    engines: Sequence[Engine],
+    gate: str,
+    *,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    progress: Progress | None = None,
+) -> Reading:
+    """Reads a study that was loaded, with engines that were made.
+
+    Args:
+        inputs: the loaded channels; they are not changed.
+        package: whose recipe is followed.
+        engines: one for each of its networks; they stay open.
+        gate: the gate's verdict on them, which goes into the reading.
+        options: threads.
+        progress: called with (stage, done, total).
+
+    Raises:
+        WetreadError: see `read`.
+    """
+    info = _info(package, inputs.loaded, gate, inputs.notices)
+    case = _case(package, engines[0], inputs.loaded, info, options)
+    _run(case, engines, inputs.loaded, progress if progress is not None else _silent)
+    return replace(case.finish(), origin=inputs.loaded[package.recipe.reference_channel])
 
 
 def make_engines(package: Package, options: ReadOptions) -> tuple[list[Engine], str]:
