@@ -88,13 +88,15 @@ def write_seg(
         uid_seed: makes the object's UIDs a function of the seed.
 
     Returns:
-        What was written, or None where the mask is empty: a segmentation needs a frame (PS3.3 C.7.6.16), and
+        What was written, or None where there is no mask, or an empty one: a segmentation needs a frame (PS3.3 C.7.6.16), and
         one of empty frames stops some viewers.
 
     Raises:
         OutputError: it could not be built or written, or did not read back as it was; no file is left.
     """
     labels = reading.mask if labels is None else labels
+    if labels is None:
+        return None
     components = reading.components if components is None else components
     if components is not None and components.shape != labels.shape:
         raise OutputError(

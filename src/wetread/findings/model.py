@@ -104,7 +104,7 @@ class Reading:
     """The answer to one study.
 
     Attributes:
-        mask: uint8 label values on ``grid``, shape ``grid.shape``.
+        mask: uint8 label values on ``grid``, shape ``grid.shape``; None where the task is classification.
         grid: the source grid of the reference channel.
         components: int32 on the same grid, value = finding's number, 0 elsewhere; None where not asked for.
         findings: lesions, largest first.
@@ -112,11 +112,15 @@ class Reading:
         notices: what was repaired or assumed.
         timings_s: seconds for each stage.
         status: ``final`` or ``provisional``.
+        scores: of a classification, the probability of each label by its name; else empty.
+        classes: of a classification, the labels that the reading decides for, the most probable first. Under
+            softmax that is one, or none where a class that no label reads is more probable (or the only label
+            stays below its threshold); under sigmoid all that reach their thresholds.
         origin: the reference channel as it was loaded (image, DICOM headers), for the writers; set by
             `wetread.read`, not written out.
     """
 
-    mask: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
     grid: Grid
     findings: tuple[Finding, ...]
     labels: tuple[LabelInfo, ...]
@@ -128,10 +132,18 @@ class Reading:
     series_instance_uid: str = ""
     modality: str = ""
     status: str = "final"
+    scores: dict[str, float] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     origin: Any = field(default=None, repr=False)
+
+    @property
+    def top_class(self) -> str:
+        """The most probable class that the reading decides for; empty where there is none."""
+        return self.classes[0] if self.classes else ""
 
     def to_json(self) -> dict[str, Any]:
         """The reading without its arrays: what ``reading.json`` holds."""
+        scored = {"scores": dict(self.scores), "classes": list(self.classes)} if self.scores else {}
         return {
             "format": 1,
             "status": self.status,
@@ -140,6 +152,7 @@ class Reading:
             "modality": self.modality,
             "findings": [finding.to_json() for finding in self.findings],
             "labels": [asdict(label) for label in self.labels],
+            **scored,
             "notices": [notice.to_json() for notice in self.notices],
             "grid": self.grid.to_json(),
             "timings_s": {name: round(seconds, 4) for name, seconds in self.timings_s.items()},

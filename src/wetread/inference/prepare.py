@@ -9,7 +9,8 @@ nnU-Net's CTNormalization (after its clip); `zscore` subtracts the mean and divi
 standard deviation (at least 1e-8, as nnU-Net's ZScoreNormalization), with ``nonzero`` over voxels that are
 not zero, as MONAI's NormalizeIntensity(nonzero, channel_wise); `minmax` takes numpy's linear percentiles for
 each channel (MONAI's ScaleIntensityRangePercentiles), a constant channel becomes 0; `crop` and `pad` as
-MONAI's CropForeground and DivisiblePad (symmetric, the odd voxel at the end).
+MONAI's CropForeground and DivisiblePad (symmetric, the odd voxel at the end); `fit` as its
+ResizeWithPadOrCrop; `resize` is a `resample` whose edges coincide (Resize without align_corners).
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.geometry import Intensity, Orientation, cpu_count, fitted_grid, resample, shifted_grid
-from wetread.recipe import Clip, Crop, MinMax, Normalise, Pad, Recipe, Resample, Scale, Step, ZScore
+from wetread.recipe import (
+    Clip,
+    Crop,
+    Fit,
+    MinMax,
+    Normalise,
+    Pad,
+    Recipe,
+    Resample,
+    Resize,
+    Scale,
+    Step,
+    ZScore,
+)
 from wetread.volume import Grid
 
 Float32 = NDArray[np.float32]
@@ -62,11 +76,22 @@ def prepared_grid(recipe: Recipe, source: Grid) -> Grid | None:
     for step in recipe.steps:
         if isinstance(step, Crop):
             return None
+        step = _resampling(step, grid)  # noqa: PLW2901
         if isinstance(step, Pad):
             grid = shifted_grid(grid, *_pad_limits(grid, step))
+        elif isinstance(step, Fit):
+            grid = shifted_grid(grid, *_fit_limits(grid, step))
         elif isinstance(step, Resample):
             grid = fitted_grid(grid, step.spacing_mm, step.alignment)
     return grid
+
+
+def _resampling(step: Step, grid: Grid) -> Step:
+    """The step itself; a resize as the resampling that it is on this grid."""
+    if not isinstance(step, Resize):
+        return step
+    i, j, k = (old * n / m for old, n, m in zip(grid.spacing_mm, grid.shape, step.shape, strict=True))
+    return Resample(spacing_mm=(i, j, k), interpolation=step.interpolation, antialias=step.antialias)
 
 
 def prepare(
@@ -89,7 +114,7 @@ def prepare(
     pending: list[Step] = []
     steps = list(recipe.steps)
     while steps:
-        step = steps.pop(0)
+        step = _resampling(steps.pop(0), grid)
         if is_pointwise(step):
             pending.append(step)
             continue
@@ -115,7 +140,7 @@ def prepare(
             continue
         floats = _floats(arrays, pending)
         pending = []
-        if isinstance(step, Crop | Pad):
+        if isinstance(step, Crop | Pad | Fit):
             arrays, grid = _reshape(floats, grid, step)
         else:
             arrays = [_normalised(array, step) for array in floats]
@@ -156,12 +181,13 @@ def _normalised(array: Float32, step: Step) -> Float32:
 
 
 def _reshape(
-    arrays: Sequence[Float32], grid: Grid, step: Crop | Pad
+    arrays: Sequence[Float32], grid: Grid, step: Crop | Pad | Fit
 ) -> tuple[list[NDArray[np.generic]], Grid]:
-    if isinstance(step, Pad):
-        lower, upper = _pad_limits(grid, step)
-        widths = [(-lo, up - n) for lo, up, n in zip(lower, upper, grid.shape, strict=True)]
-        padded = [np.pad(array, widths, constant_values=step.value) for array in arrays]
+    if isinstance(step, Pad | Fit):
+        lower, upper = _pad_limits(grid, step) if isinstance(step, Pad) else _fit_limits(grid, step)
+        inside = tuple(slice(max(0, lo), up) for lo, up in zip(lower, upper, strict=True))
+        widths = [(max(0, -lo), max(0, up - n)) for lo, up, n in zip(lower, upper, grid.shape, strict=True)]
+        padded = [np.pad(array[inside], widths, constant_values=step.value) for array in arrays]
         return [*padded], shifted_grid(grid, lower, upper)
     above = np.zeros(grid.shape, bool)
     for array in arrays:
@@ -181,3 +207,12 @@ def _pad_limits(grid: Grid, step: Pad) -> tuple[tuple[int, int, int], tuple[int,
     a, b, c = (-(extra // 2) for extra in missing)
     d, e, f = (n + extra + low for n, extra, low in zip(grid.shape, missing, (a, b, c), strict=True))
     return (a, b, c), (d, e, f)
+
+
+def _fit_limits(grid: Grid, step: Fit) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """First and one-past-last index: a cut starts at n//2 − m//2, a pad puts the odd voxel at the end."""
+    a, b, c = (
+        n // 2 - m // 2 if n >= m else -((m - n) // 2) for n, m in zip(grid.shape, step.shape, strict=True)
+    )
+    i, j, k = step.shape
+    return (a, b, c), (a + i, b + j, c + k)

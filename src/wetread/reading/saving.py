@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wetread.errors import Notice, OutputError
 from wetread.findings import Reading
@@ -17,6 +17,10 @@ from wetread.reading.flow import Progress
 from wetread.reading.output import OutputFolder
 from wetread.reading.source import Loaded
 from wetread.storage import write_bytes
+
+if TYPE_CHECKING:
+    from wetread.dicom.authorship import Sources
+    from wetread.dicom.seg import WrittenSeg
 
 _CANNOT_REFER = (
     "SEG_BUILD",
@@ -55,6 +59,8 @@ def save(
     """Writes ``mask.nii.gz``, ``findings.csv``, ``report.html``, ``preview.png``, ``reading.json``, and for DICOM
     sources ``seg.dcm`` and ``sr.dcm``.
 
+    A classification has ``scores.csv`` in place of ``findings.csv``, and neither mask nor segmentation.
+
     Args:
         reading: as `wetread.read` returned it.
         out: a folder that is absent or empty.
@@ -77,11 +83,12 @@ def save(
     started = time.perf_counter()
     with folder.staging() as stage, ThreadPoolExecutor(2) as pool:
         notices: list[Notice] = []
-        jobs: list[Callable[[], object]] = [
-            lambda: write_mask(stage / "mask.nii.gz", reading.mask, reading.grid)
-        ]
+        jobs: list[Callable[[], object]] = []
         if origin.series is not None:
-            jobs.insert(0, lambda: notices.extend(_write_dicom(reading, origin, stage, options)))
+            jobs.append(lambda: notices.extend(_write_dicom(reading, origin, stage, options)))
+        mask = reading.mask
+        if mask is not None:
+            jobs.append(lambda: write_mask(stage / "mask.nii.gz", mask, reading.grid))
         jobs.append(lambda: _write_report(reading, origin, stage, options.report))
         futures = [pool.submit(job) for job in jobs]
         for done, future in enumerate(futures, start=1):
@@ -100,18 +107,37 @@ def save(
 
 
 def _write_dicom(reading: Reading, loaded: Loaded, stage: Path, options: SaveOptions) -> list[Notice]:
-    """SEG and SR on the source slices, which differ from the mask's grid where a series was straightened."""
+    """SEG (where there is a mask) and SR, for the source slices."""
     from wetread.dicom.authorship import Sources
-    from wetread.dicom.seg import write_seg
     from wetread.dicom.sr import write_sr
 
     series = loaded.series
     assert series is not None
     instances = {dataset.SOPInstanceUID: dataset for dataset in series.datasets}
     sources = Sources([item.ref for item in series.source_slices], instances)
+    seg, notices = _write_seg(reading, loaded, stage, options, sources)
+    try:
+        write_sr(stage / "sr.dcm", reading, sources, seg=seg)
+    except OutputError as error:
+        if error.code not in _CANNOT_REFER:
+            raise
+        text = f"no DICOM report was written: {error}; reading.json holds the findings"
+        notices.append(Notice("SR_OMITTED", text, reading.series_instance_uid))
+    return notices
+
+
+def _write_seg(
+    reading: Reading, loaded: Loaded, stage: Path, options: SaveOptions, sources: Sources
+) -> tuple[WrittenSeg | None, list[Notice]]:
+    """The mask on the source slices, which differ from its own grid where a series was straightened."""
+    from wetread.dicom.seg import write_seg
+
+    series = loaded.series
+    if series is None or reading.mask is None:
+        return None, []
     labels = series.to_source(reading.mask)
     components = None if reading.components is None else series.to_source(reading.components)
-    seg, reason = None, "no voxel was marked"
+    reason = "no voxel was marked"
     try:
         seg = write_seg(
             stage / "seg.dcm",
@@ -124,25 +150,17 @@ def _write_dicom(reading: Reading, loaded: Loaded, stage: Path, options: SaveOpt
     except OutputError as error:
         if error.code not in _CANNOT_REFER:
             raise
-        reason = str(error)
-    notices = []
-    if seg is None:
-        text = f"no DICOM segmentation was written: {reason}; mask.nii.gz holds the mask"
-        notices.append(Notice("SEG_OMITTED", text, reading.series_instance_uid))
-    try:
-        write_sr(stage / "sr.dcm", reading, sources, seg=seg)
-    except OutputError as error:
-        if error.code not in _CANNOT_REFER:
-            raise
-        text = f"no DICOM report was written: {error}; reading.json holds the findings"
-        notices.append(Notice("SR_OMITTED", text, reading.series_instance_uid))
-    return notices
+        seg, reason = None, str(error)
+    if seg is not None:
+        return seg, []
+    text = f"no DICOM segmentation was written: {reason}; mask.nii.gz holds the mask"
+    return None, [Notice("SEG_OMITTED", text, reading.series_instance_uid)]
 
 
 def _write_report(reading: Reading, origin: Loaded, stage: Path, pictures: bool) -> None:
-    from wetread.report import write_csv, write_report
+    from wetread.report import write_report, write_table
 
     if pictures:
         write_report(reading, origin.volume, stage)
     else:
-        write_csv(reading, stage / "findings.csv")
+        write_table(reading, stage)

@@ -12,13 +12,26 @@ from wetread.recipe.model import (
     load_recipe,
 )
 from wetread.recipe.schema import recipe_schema, write_recipe_schema
-from wetread.recipe.steps import Clip, Crop, MinMax, Normalise, Pad, Resample, Scale, Step, ZScore
+from wetread.recipe.steps import (
+    Clip,
+    Crop,
+    Fit,
+    MinMax,
+    Normalise,
+    Pad,
+    Resample,
+    Resize,
+    Scale,
+    Step,
+    ZScore,
+)
 
 __all__ = [
     "Channel",
     "Clip",
     "Code",
     "Crop",
+    "Fit",
     "Label",
     "Lesions",
     "MinMax",
@@ -27,6 +40,7 @@ __all__ = [
     "Place",
     "Recipe",
     "Resample",
+    "Resize",
     "Scale",
     "Selector",
     "Step",

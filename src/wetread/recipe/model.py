@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from wetread.errors import RecipeError
-from wetread.recipe.steps import Resample, Step, _Frozen
+from wetread.recipe.steps import Crop, Fit, Pad, Resample, Resize, Step, _Frozen
 
 _AXES = ({"L", "R"}, {"P", "A"}, {"S", "I"})
 
@@ -65,6 +65,8 @@ class Tiling(_Frozen):
     windows follow the volume's extent: steps are at most ``stride`` and evenly spread, as in nnU-Net, or
     exactly ``stride`` with the last window moved inwards, as in MONAI (``last="clamped"``). ``whole``: the
     volume is one window, padded at its end to ``multiple``.
+
+    ``pooling`` is for classification: the scores of several windows are averaged, or the largest is taken.
     """
 
     kind: Literal["lattice", "fitted", "whole"] = "fitted"
@@ -77,6 +79,7 @@ class Tiling(_Frozen):
     pad_value: float = Field(0.0, description="value outside the volume, after the preprocessing steps")
     mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
     batch: int = Field(1, ge=1, le=64)
+    pooling: Literal["mean", "max"] = "mean"
 
     @model_validator(mode="after")
     def _consistent(self) -> Tiling:
@@ -106,13 +109,14 @@ class Place(_Frozen):
 
 
 class Label(_Frozen):
-    """One structure that the network marks.
+    """One structure that the network marks, or one class that it tells apart.
 
     Attributes:
         index: value in the label mask, 1 to 255.
         name: name for people.
         channels: output channels whose activated values are summed to this label's probability.
-        threshold: probability from which a voxel gets the label (sigmoid, or softmax with one label).
+        threshold: probability from which a voxel (or, in a classification, the volume) gets the label (sigmoid,
+            or softmax with one label).
         category: category code, by default 49755003 SCT "Morphologically Abnormal Structure".
         type: property type code.
         anatomy: anatomic region code.
@@ -148,13 +152,16 @@ class Recipe(_Frozen):
 
     ``orientation`` gives the direction in which each axis of the network's input array increases, such as
     ``SPL`` for arrays [z, y, x] of an axial CT in LPS and ``RAS`` for arrays [x, y, z] in RAS order.
+
+    ``task``: ``lesions`` and ``segmentation`` mark voxels; the network of a ``classification`` returns (batch,
+    classes) for a window, and its labels' channels are classes.
     """
 
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     version: str = Field("1.0.0", pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")
     description: str = ""
-    task: Literal["lesions", "segmentation"] = "lesions"
+    task: Literal["lesions", "segmentation", "classification"] = "lesions"
     channels: tuple[Channel, ...] = Field(min_length=1)
     reference_channel: int = Field(0, ge=0)
     orientation: str = "SPL"
@@ -180,8 +187,10 @@ class Recipe(_Frozen):
         indices = [label.index for label in self.labels]
         if len(set(indices)) != len(indices):
             raise ValueError("two labels have the same index")
-        if sum(isinstance(step, Resample) for step in self.steps) > 1:
-            raise ValueError("more than one resample step")
+        if sum(isinstance(step, Resample | Resize) for step in self.steps) > 1:
+            raise ValueError("more than one resample or resize step")
+        if self.task == "classification":
+            self._check_classes()
         if self.tiling.kind == "lattice":
             far = [step.step for step in self.steps if not step.local]
             if far:
@@ -189,6 +198,30 @@ class Recipe(_Frozen):
             if self.resample is None or self.resample.interpolation == "cubic":
                 raise ValueError("lattice tiling needs a resample step that is linear or nearest")
         return self
+
+    def _check_classes(self) -> None:
+        names = [label.name for label in self.labels]
+        if len(set(names)) != len(names):
+            raise ValueError("two labels of a classification have the same name")
+        lesions = [label.name for label in self.labels if label.lesion]
+        if lesions:
+            raise ValueError(
+                f"labels of a classification are no lesions; set lesion to false for {', '.join(lesions)}"
+            )
+
+    @property
+    def fixed_shape(self) -> tuple[int, int, int] | None:
+        """Shape of every prepared volume, where a fit or resize step gives one; None where it varies."""
+        shape: tuple[int, int, int] | None = None
+        for step in self.steps:
+            if isinstance(step, Fit | Resize):
+                shape = step.shape
+            elif isinstance(step, Crop | Resample):
+                shape = None
+            elif isinstance(step, Pad) and shape is not None:
+                i, j, k = (-(-n // m) * m for n, m in zip(shape, step.multiple, strict=True))
+                shape = (i, j, k)
+        return shape
 
     @property
     def resample(self) -> Resample | None:

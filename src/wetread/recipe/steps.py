@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Interpolation = Literal["linear", "cubic", "nearest"]
+Size = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Frozen(BaseModel):
@@ -103,6 +104,28 @@ class Pad(_Frozen):
     value: float = 0.0
 
 
+class Fit(_Frozen):
+    """Cuts or pads every axis around the middle to a shape in voxels (MONAI's ResizeWithPadOrCrop)."""
+
+    local: ClassVar[bool] = False
+    step: Literal["fit"] = "fit"
+    shape: tuple[Size, Size, Size]
+    value: float = 0.0
+
+
+class Resize(_Frozen):
+    """Resamples the whole extent to a shape in voxels, whatever the spacing; outer voxel edges coincide.
+
+    For networks trained on volumes of one shape, as classifiers often are. ``antialias`` is `Resample`'s.
+    """
+
+    local: ClassVar[bool] = False
+    step: Literal["resize"] = "resize"
+    shape: tuple[Size, Size, Size]
+    interpolation: Interpolation = "linear"
+    antialias: bool = False
+
+
 class Resample(_Frozen):
     """Resamples to a spacing in mm, in the order of the recipe's orientation codes.
 
@@ -127,5 +150,6 @@ class Resample(_Frozen):
 
 
 Step = Annotated[
-    Clip | Scale | Normalise | MinMax | ZScore | Crop | Pad | Resample, Field(discriminator="step")
+    Clip | Scale | Normalise | MinMax | ZScore | Crop | Pad | Fit | Resize | Resample,
+    Field(discriminator="step"),
 ]

@@ -70,6 +70,7 @@ def page(reading: Reading, volume: Volume) -> str:
         f"{escape(_state(reading))}</span></header>",
         _study(reading),
         _table(reading),
+        _scores(reading),
         *_pictures(reading, volume),
         _notices(reading),
         '<div class="columns">',
@@ -126,6 +127,21 @@ def _table(reading: Reading) -> str:
         + "".join(f"<th>{escape(name)}</th>" for name in head)
         + f"</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _scores(reading: Reading) -> str:
+    """Probability of each label of a classification, as numbers and bars."""
+    if not reading.scores:
+        return ""
+    rows = "".join(
+        f'<tr><th class="left" scope="row">{escape(name)}</th>'
+        f'<td><span class="bar" style="width:{100 * min(max(score, 0.0), 1.0):.1f}%"></span></td>'
+        f"<td>{score:.3f}</td><td>{'decided for' if name in reading.classes else ''}</td></tr>"
+        for name, score in reading.scores.items()
+    )
+    head = '<tr><th class="left">Label</th><th></th><th>Probability</th><th></th></tr>'
+    table = f'<table class="times"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    return f'<h2>Scores</h2><section class="card scroll">{table}</section>'
 
 
 def _row(reading: Reading, finding: Finding) -> str:

@@ -29,7 +29,7 @@ from wetread.volume import Volume
 _TILE, _GAP, _MARGIN, _HEAD, _CAPTION = 384, 10, 24, 84, 40
 _BACK: Color = (13, 17, 22)
 _LINE: Color = (44, 52, 61)
-_MOST = 3
+_MOST, _MOST_SCORES = 3, 4
 
 
 def write_preview(reading: Reading, volume: Volume, path: Path | str) -> None:
@@ -84,7 +84,10 @@ def first_channel(volume: Volume) -> Volume:
 
 
 def headline(reading: Reading) -> str:
-    """How many findings, in words."""
+    """How many findings, or which class, in words."""
+    if reading.scores:
+        named = ", ".join(f"{name} (p {reading.scores[name]:.2f})" for name in reading.classes)
+        return named or f"None of {', '.join(reading.scores)}"
     count = len(reading.findings)
     names = sorted({finding.label for finding in reading.findings})
     if count:
@@ -127,6 +130,9 @@ def _caption(
     middle = top + _CAPTION / 2 + 2
     if finding is None:
         draw.text((_MARGIN, middle), "Middle of the volume", fill=FAINT, font=font(15), anchor="lm")
+        first = sorted(reading.scores.items(), key=lambda item: -item[1])[:_MOST_SCORES]
+        text = "   ".join(f"{name} {score:.2f}" for name, score in first)
+        draw.text((width - _MARGIN, middle), text, fill=FAINT, font=font(16), anchor="rm")
         return
     color = bright(color_of(reading.labels, finding))
     draw.rectangle((_MARGIN, middle - 9, _MARGIN + 4, middle + 9), fill=color)

@@ -1,4 +1,4 @@
-"""The findings as a table."""
+"""The findings, or the scores of a classification, as a table."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Finding], _Cell]], ...] = (
     ("voxels", lambda f: f.voxels),
     ("tracking_uid", lambda f: f.tracking_uid),
 )
+SCORES_HEADER = ("label", "probability", "decided")
 CSV_HEADER = (*(name for name, _ in _COLUMNS), "intensity_unit")
 
 
@@ -57,6 +58,31 @@ def write_csv(reading: Reading, path: Path | str) -> None:
     for finding in reading.findings:
         writer.writerow([*(_cell(get(finding)) for _, get in _COLUMNS), unit])
     write_bytes(path, stream.getvalue().encode())
+
+
+def write_scores(reading: Reading, path: Path | str) -> None:
+    """Writes one line for each label of a classification: name, probability, whether the reading decides for it.
+
+    Raises:
+        OutputError: the file could not be written.
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(SCORES_HEADER)
+    for name, score in reading.scores.items():
+        writer.writerow([_cell(name), f"{score:.6g}", int(name in reading.classes)])
+    write_bytes(path, stream.getvalue().encode())
+
+
+def write_table(reading: Reading, folder: Path | str) -> Path:
+    """Writes the table that suits the task, ``findings.csv`` or ``scores.csv``, and returns its path.
+
+    Raises:
+        OutputError: the file could not be written.
+    """
+    path = Path(folder) / ("scores.csv" if reading.scores else "findings.csv")
+    (write_scores if reading.scores else write_csv)(reading, path)
+    return path
 
 
 def _cell(value: _Cell) -> _Cell:

@@ -146,10 +146,12 @@ def _outlines(
     What has one colour is drawn at once: findings of one label do not touch.
     """
     colors = {info.index: info.color for info in reading.labels}
-    marked: NDArray[Any] = reading.mask
+    marked: NDArray[Any] | None = reading.mask
     if reading.components is not None:
         marked = reading.components
         colors = {f.number: colors.get(f.label_index, INK) for f in reading.findings}
+    if marked is None:
+        return
     cut = view.plane.cut(marked, view.index)
     groups: dict[Color, list[int]] = {}
     for value in np.unique(cut[cut > 0]).tolist():

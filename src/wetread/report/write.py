@@ -7,12 +7,12 @@ from pathlib import Path
 from wetread.findings import Reading
 from wetread.report.page import write_page
 from wetread.report.preview import write_preview
-from wetread.report.table import write_csv
+from wetread.report.table import write_table
 from wetread.volume import Volume
 
 
 def write_report(reading: Reading, volume: Volume, folder: Path | str) -> tuple[Path, Path, Path]:
-    """Writes ``findings.csv``, ``report.html`` and ``preview.png`` into a folder.
+    """Writes ``findings.csv`` (or ``scores.csv``), ``report.html`` and ``preview.png`` into a folder.
 
     Args:
         reading: on the volume's grid.
@@ -26,8 +26,7 @@ def write_report(reading: Reading, volume: Volume, folder: Path | str) -> tuple[
         OutputError: a file could not be written.
     """
     folder = Path(folder)
-    paths = folder / "findings.csv", folder / "report.html", folder / "preview.png"
-    write_csv(reading, paths[0])
+    paths = write_table(reading, folder), folder / "report.html", folder / "preview.png"
     write_page(reading, volume, paths[1])
     write_preview(reading, volume, paths[2])
     return paths
