@@ -31,7 +31,7 @@ class Evaluator:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        double = to_double(graph.model)
+        double = to_double(graph.inlined().model)
         typed = infer(double, strict=False)  # operators defined as functions need their types
         try:
             self._session = ReferenceEvaluator(typed, new_ops=list(OPERATORS))

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import helper, inliner, numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 from wetread.errors import GraphError
-from wetread.graph import files
+from wetread.graph import change, files
 from wetread.graph.shapes import infer
 from wetread.package import Precision, TensorEntry
 
@@ -34,7 +34,8 @@ _WIDTHS: dict[int, Precision] = {
 class Graph:
     """A network as a typed ONNX model, with all weights in memory; treated as immutable.
 
-    Functions inside the model are inlined, so that its nodes are of one domain.
+    Functions inside the model are inlined, so that its nodes are standard operators. Only functions of the
+    domain ``wetread``, which the passes write, stay calls; `inlined` resolves them for engines that know none.
 
     Args:
         model: the model; the caller does not change it afterwards.
@@ -47,12 +48,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto, where: str = "network") -> None:
         self.where = where
         if model.functions:
-            try:
-                model = inliner.inline_local_functions(model)
-            except (RuntimeError, ValueError) as error:
-                raise GraphError(
-                    f"the network's functions cannot be inlined: {error}", where=where
-                ) from error
+            model = change.inline(model, where, keep_own=True)
         self.model = model
         weights = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(
@@ -126,6 +122,44 @@ class Graph:
         for tensor in graph.initializer:  # set, though empty of meaning, on weights that lay in another file
             tensor.ClearField("data_location")
         return Graph(model, self.where)
+
+    def inlined(self) -> Graph:
+        """The same network in standard operators only, for engines that know no functions."""
+        if not self.model.functions:
+            return self
+        return Graph(change.inline(self.model, self.where, keep_own=False), self.where)
+
+    def with_outputs(self, names: Sequence[str]) -> Graph:
+        """The same network with further values as outputs after its own, for observing them.
+
+        Raises:
+            GraphError: no node writes a name, or its type cannot be inferred.
+        """
+        return Graph(change.with_outputs(self.model, names, self.where), self.where)
+
+    def cut(self, outputs: Sequence[str]) -> Graph:
+        """Only these outputs, in this order; nodes and weights that none of them needs are gone.
+
+        Args:
+            outputs: names of outputs or of inner values.
+
+        Raises:
+            GraphError: no node writes a name.
+        """
+        return Graph(change.cut(self.model, outputs, self.where), self.where)
+
+    def fixed(self, window: Sequence[int], batch: int | None = None) -> Graph:
+        """The same network for one spatial shape.
+
+        Args:
+            window: sizes of the spatial axes of every input.
+            batch: size of the batch axis; None leaves it as it is.
+
+        Raises:
+            GraphError: shapes do not agree for this window; names the node.
+        """
+        names = {entry.name for entry in self.inputs}
+        return Graph(change.fixed(self.model, names, window, batch, self.where), self.where)
 
     def output_shapes(self, window: Sequence[int]) -> dict[str, tuple[int | None, ...]]:
         """Shapes of the outputs for one window, by inference alone; None where it does not tell.

@@ -35,6 +35,8 @@ def verify(graph: Graph, known: Collection[str] | None = None, engine: str = "th
     use them); the ONNX checker accepts every node; types and shapes follow from the inputs and agree with
     what the graph declares.
 
+    Functions of the domain ``wetread`` are verified as what they stand for.
+
     Args:
         graph: the network.
         known: operators that the engine can run; None asks nothing.
@@ -44,6 +46,7 @@ def verify(graph: Graph, known: Collection[str] | None = None, engine: str = "th
         UnsupportedOperatorError: operators outside `known`, all of them named.
         GraphError: anything else; the message names the node or the weight.
     """
+    graph = graph.inlined()
     if known is not None and (missing := sorted(set(graph.operators) - set(known))):
         raise UnsupportedOperatorError(
             f"{engine} does not know the operators {', '.join(missing)}",
