@@ -36,6 +36,9 @@ $(VENV)/.all: $(VENV)/.dev
 	@echo "installing torch and the peers ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "nnunetv2==2.8.1" \
+	  "dynamic_network_architectures==0.4.4" "batchgeneratorsv2==0.3.6" "batchgenerators==0.25.5" \
+	  "acvl_utils==0.2.6"
 	@touch $@
 
 venv: $(VENV)/.dev
