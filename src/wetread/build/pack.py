@@ -94,12 +94,14 @@ def check_fit(graph: Graph, recipe: Recipe) -> None:
         )
     window = _window(recipe)
     for found, fixed in zip(window, shape[2:], strict=True):
-        if fixed is not None and (fixed != found or recipe.tiling.kind == "whole"):
+        varies = recipe.tiling.kind == "whole" and recipe.fixed_shape is None
+        if fixed is not None and (fixed != found or varies):
             raise RecipeError(
                 f"the network's window is fixed at {shape[2:]}, the recipe asks for "
-                f"{'the whole volume' if recipe.tiling.kind == 'whole' else window}",
+                f"{'the whole volume' if varies else window}",
                 where=graph.where,
-                todo="use the network's window in the recipe, or export with free spatial axes",
+                todo="use the network's window in the recipe (or a step `resize` or `fit` to it), or export with "
+                "free spatial axes",
             )
     channels, *size = _try_window(graph, window)
     if channels < recipe.output_channels:
@@ -109,17 +111,37 @@ def check_fit(graph: Graph, recipe: Recipe) -> None:
             where=f"{graph.where}: {graph.outputs[0].name}",
             todo="correct the channels of the labels",
         )
-    if tuple(size) != window:
+    if recipe.task == "classification":
+        _check_classes(graph, recipe, (channels, *size))
+    elif tuple(size) != window:
         raise RecipeError(
             f"for a window of {window} the network returns {tuple(size)} voxels, expected as many as went in",
             where=f"{graph.where}: {graph.outputs[0].name}",
         )
 
 
+def _check_classes(graph: Graph, recipe: Recipe, shape: tuple[int, ...]) -> None:
+    """Checks that a classifier returns one score for each class of a window."""
+    where = f"{graph.where}: {graph.outputs[0].name}"
+    if shape[1:] not in ((), (1, 1, 1)):
+        raise RecipeError(
+            f"for a window the network returns {shape}, a classification needs (classes,) or (classes, 1, 1, 1)",
+            where=where,
+            todo="give the recipe the task segmentation, or export the network with its pooling and last layer",
+        )
+    if recipe.activation == "softmax" and shape[0] == 1:
+        raise RecipeError(
+            "the network returns one score, and the softmax of one score is always 1",
+            where=where,
+            todo="set activation to sigmoid",
+        )
+
+
 def _window(recipe: Recipe) -> tuple[int, int, int]:
     if recipe.tiling.window is not None:
         return recipe.tiling.window
-    i, j, k = (m * -(-_WHOLE // m) for m in recipe.tiling.multiple)
+    shape = recipe.fixed_shape or (_WHOLE, _WHOLE, _WHOLE)
+    i, j, k = (m * -(-n // m) for n, m in zip(shape, recipe.tiling.multiple, strict=True))
     return i, j, k
 
 
@@ -129,7 +151,7 @@ def _try_window(graph: Graph, window: tuple[int, int, int]) -> tuple[int, ...]:
         resolve("openvino")
     except EngineUnavailableError:
         found = graph.output_shapes(window)[graph.outputs[0].name][1:]
-        if len(found) != 4 or None in found:
+        if len(found) not in (1, 4) or None in found:
             raise RecipeError(
                 f"the output's shape cannot be inferred for a window of {window}, found {found}",
                 where=graph.where,

@@ -15,7 +15,8 @@ A study's way through this room::
 3. `places` says which of them are skipped, from Hounsfield units.
 4. `Runner` fills window inputs, runs them on engines (mirrors, ensembles), hands outputs back.
 5. `blend` sums outputs block by block along axis 0, and `labels` puts each finished block back on the
-   source grid, so that no array of classes × volume is ever made.
+   source grid, so that no array of classes × volume is ever made. Of a classification, `scores` pools the
+   windows' class scores instead.
 
 The result is the same bit for bit in whatever order slices and outputs come. `Sweep`'s own protocol,
 for loops other than `Runner` (a scheduler over many cases):

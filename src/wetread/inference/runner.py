@@ -159,7 +159,8 @@ class Runner:
         slot.batch = None
         outputs = slot.outputs[: len(batch.windows)]
         if self._passes > 1:
-            batch.outputs[slot.number] = np.flip(outputs, _array_axes(slot.flips)).copy()
+            flips = slot.flips if self._sweep.recipe.task != "classification" else ()
+            batch.outputs[slot.number] = np.flip(outputs, _array_axes(flips)).copy()
             if len(batch.outputs) < self._passes:
                 self.timings.blend_s += time.perf_counter() - began
                 return
@@ -180,13 +181,16 @@ class Runner:
         channels = len(self._sweep.recipe.channels)
         for engine in self._engines:
             found = engine.output_shape(shape)
-            if found != (self._sweep.output_channels, *shape):
+            if not self._sweep.takes(found):
+                scored = self._sweep.recipe.task == "classification"
+                expected = (self._sweep.output_channels, *(() if scored else shape))
                 raise RecipeError(
-                    f"the network returns {found} for windows of {shape}, expected "
-                    f"{(self._sweep.output_channels, *shape)}",
+                    f"the network returns {found} for windows of {shape}, expected {expected}",
                     where=self._sweep.recipe.name,
+                    todo="give the recipe the task that the network was trained for",
                 )
         for engine in self._engines:
+            found = engine.output_shape(shape)
             streams: list[_Stream] = []
             self._streams.append(streams)
             for _ in range(self._contexts):
@@ -195,7 +199,7 @@ class Runner:
                 slots = [
                     _Slot(
                         np.zeros((self._batch, channels, *shape), np.float32),
-                        np.zeros((self._batch, self._sweep.output_channels, *shape), np.float32),
+                        np.zeros((self._batch, *found), np.float32),
                     )
                     for _ in range(2)
                 ]

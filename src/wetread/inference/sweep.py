@@ -15,6 +15,7 @@ from wetread.inference.blend import Blender
 from wetread.inference.intake import Intake, LatticeIntake, Span, WholeIntake
 from wetread.inference.labels import Decision, LabelWriter
 from wetread.inference.places import PlaceMap
+from wetread.inference.scores import ScorePool
 from wetread.inference.windows import Window, WindowPlan, plan_windows
 from wetread.recipe import Recipe
 from wetread.volume import Grid
@@ -25,18 +26,21 @@ class Outcome:
     """What a sweep gives.
 
     Attributes:
-        mask: uint8 label values, shape of ``grid``.
-        probability: float16 on the same grid: the probability of the voxel's label, 0 where ``mask`` is 0.
+        mask: uint8 label values, shape of ``grid``; None for a classification.
+        probability: float16 on the same grid: the probability of the voxel's label, 0 where ``mask`` is 0; None
+            for a classification.
         grid: the source grid of the reference channel.
         prepared: the grid on which the network ran.
         windows_run, windows_skipped: counts.
         peak_blend_bytes: most memory that open sums, held outputs and kept planes took at once.
         notices: what was assumed.
         complete: False for a provisional result.
+        scores: of a classification, the activated score of each of the network's classes; None where no window
+            ran, and for other tasks.
     """
 
-    mask: NDArray[np.uint8]
-    probability: NDArray[np.float16]
+    mask: NDArray[np.uint8] | None
+    probability: NDArray[np.float16] | None
     grid: Grid
     prepared: Grid
     windows_run: int
@@ -44,6 +48,7 @@ class Outcome:
     peak_blend_bytes: int
     notices: tuple[Notice, ...] = ()
     complete: bool = True
+    scores: NDArray[np.float64] | None = None
 
 
 class Sweep:
@@ -93,6 +98,8 @@ class Sweep:
         self._intake: Intake = make(recipe, grids, outside, self._threads)
         self._plan: WindowPlan | None = None
         self._place: PlaceMap | None = None
+        self._writer: LabelWriter | None = None
+        self._sink: Blender | ScorePool
         self._early: list[tuple[int, NDArray[Any]]] = []
         self._waiting: list[Window] = []
         self._out: dict[int, Window] = {}
@@ -156,9 +163,12 @@ class Sweep:
         self._waiting = list(self._plan)
         if self._placed:
             self._place = PlaceMap(self._recipe, self._source, grid, self._plan)
+        if self._recipe.task == "classification":
+            self._sink = ScorePool(self._recipe)
+            return
         decision = Decision(self._recipe, self._output_channels)
         self._writer = LabelWriter(decision, grid, self._source, self._place, self._threads)
-        self._blender = Blender(self._plan, self._output_channels, self._writer.take)
+        self._sink = Blender(self._plan, self._output_channels, self._writer.take)
 
     def ready(self) -> list[Window]:
         """Windows that can run now and were not handed out yet, in canonical order.
@@ -174,7 +184,7 @@ class Sweep:
                 still.append(window)
             elif self._place is not None and not self._place.near(window):
                 self.windows_skipped += 1
-                self._blender.skip(window)
+                self._sink.skip(window)
             else:
                 ready.append(window)
                 self._out[window.ordinal] = window
@@ -196,18 +206,26 @@ class Sweep:
 
         Args:
             window: one that `ready` handed out.
-            output: (output_channels, *window_shape); may be reused by the caller afterwards.
+            output: (output_channels, *window_shape), or the scores (output_channels,) of a classification (1s
+                may follow); may be reused by the caller afterwards.
 
         Raises:
             RecipeError: a wrong shape, or a window that is not being waited for.
         """
-        if self._plan is None or output.shape != (self._output_channels, *self._plan.shape):
+        if self._plan is None or not self.takes(output.shape):
             raise RecipeError(f"an output of shape {output.shape} for windows of {self.window_shape}")
         if self._out.pop(window.ordinal, None) is None:
             raise RecipeError(f"window {window.index} is not waited for")
         self.windows_run += 1
-        self._blender.accept(window, output)
-        self._peak_bytes = max(self._peak_bytes, self._blender.peak_bytes + self._writer.kept_bytes)
+        self._sink.accept(window, output)
+        kept = 0 if self._writer is None else self._writer.kept_bytes
+        self._peak_bytes = max(self._peak_bytes, self._sink.peak_bytes + kept)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether a network that returns this for a window, batch axis aside, does what the recipe's task needs."""
+        if self._recipe.task == "classification":
+            return shape in ((self._output_channels,), (self._output_channels, 1, 1, 1))
+        return self.window_shape is not None and shape == (self._output_channels, *self.window_shape)
 
     @property
     def finished(self) -> bool:
@@ -234,10 +252,14 @@ class Sweep:
         if self.finished and self._place is not None and self.windows_run == 0:
             kind = self._recipe.place.kind
             notices.append(Notice("PLACE_EMPTY", f"no {kind} found in the image: the network did not run"))
-        mask, probability = self._writer.mask, self._writer.probability
+        mask, probability = None, None
+        if self._writer is not None:
+            mask, probability = self._writer.mask, self._writer.probability
+            if not self.finished:
+                mask, probability = mask.copy(), probability.copy()
         return Outcome(
-            mask if self.finished else mask.copy(),
-            probability if self.finished else probability.copy(),
+            mask,
+            probability,
             self._source,
             grid,
             self.windows_run,
@@ -245,6 +267,7 @@ class Sweep:
             self._peak_bytes,
             tuple(notices),
             self.finished,
+            self._sink.pooled() if isinstance(self._sink, ScorePool) else None,
         )
 
     def _box(self, window: Window) -> tuple[Span, Span, Span]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from wetread.errors import Notice, RecipeError, SelectionError
 from wetread.findings import LabelInfo, Provenance, Reading
 from wetread.findings.extract import LesionRules, extract_findings
 from wetread.inference import Outcome, Sweep, Window
+from wetread.inference.scores import label_scores
 from wetread.package import Package
 from wetread.recipe import Code, Label, Recipe
 from wetread.volume import Grid
@@ -113,7 +114,7 @@ class Case:
         self.sweep.fill(window, out)
 
     def accept(self, window: Window, output: NDArray[np.float32]) -> None:
-        """Takes a window's output, shape (output channels, *window), before activation."""
+        """Takes a window's output before activation: (output channels, *window), or (classes,) scores."""
         self.sweep.accept(window, output)
 
     @property
@@ -129,7 +130,7 @@ class Case:
         return self._image
 
     def finish(self) -> Reading:
-        """Findings and mask.
+        """Findings and mask, or the scores of a classification.
 
         Raises:
             RecipeError: windows are missing.
@@ -147,32 +148,39 @@ class Case:
                 code="PLACE_ABSENT",
             )
         self._spend("blend", time.perf_counter() - started)
-        started = time.perf_counter()
-        labels = tuple(label_info(label) for label in self.recipe.labels)
-        rules = self.recipe.lesions
-        findings, mask, components = extract_findings(
-            outcome.mask,
-            outcome.probability,
-            self.image,
-            outcome.grid,
-            labels,
-            rules=LesionRules(rules.connectivity, rules.min_ml, rules.min_probability, rules.remove_small),
-            frame_of_reference=self._frame(),
-        )
-        self._spend("findings", time.perf_counter() - started)
-        return Reading(
-            mask=mask,
+        plain = Reading(
+            mask=None,
             grid=outcome.grid,
-            findings=findings,
-            labels=labels,
+            findings=(),
+            labels=tuple(label_info(label) for label in self.recipe.labels),
             provenance=self._provenance(outcome),
             notices=(*self.info.notices, *outcome.notices),
-            timings_s=dict(self.timings_s),
-            components=components,
             study_instance_uid=self.info.study_instance_uid,
             series_instance_uid=self.info.series_instance_uid,
             modality=self.info.modality,
         )
+        started = time.perf_counter()
+        if outcome.mask is not None:
+            reading = self._with_findings(plain, outcome.mask, outcome)
+        else:
+            assert outcome.scores is not None
+            scores, classes = label_scores(self.recipe, outcome.scores)
+            reading = replace(plain, scores=scores, classes=classes)
+        self._spend("findings", time.perf_counter() - started)
+        return replace(reading, timings_s=dict(self.timings_s))
+
+    def _with_findings(self, plain: Reading, mask: NDArray[np.uint8], outcome: Outcome) -> Reading:
+        rules = self.recipe.lesions
+        findings, cleaned, components = extract_findings(
+            mask,
+            outcome.probability,
+            self.image,
+            outcome.grid,
+            plain.labels,
+            rules=LesionRules(rules.connectivity, rules.min_ml, rules.min_probability, rules.remove_small),
+            frame_of_reference=self._frame(),
+        )
+        return replace(plain, mask=cleaned, findings=findings, components=components)
 
     def _spend(self, stage: str, seconds: float) -> None:
         self.timings_s[stage] = self.timings_s.get(stage, 0.0) + seconds
@@ -208,7 +216,7 @@ def output_channels(engine: Engine, recipe: Recipe) -> int:
     declared = engine.outputs[0].shape[1] if len(engine.outputs[0].shape) > 1 else None
     if declared is not None:
         return declared
-    return engine.output_shape(recipe.tiling.window or (32, 32, 32))[0]
+    return engine.output_shape(recipe.tiling.window or recipe.fixed_shape or (32, 32, 32))[0]
 
 
 def label_info(label: Label) -> LabelInfo:
