@@ -82,6 +82,23 @@ class Builder:
             x = self.norm(x, channels[1])
         return self.add("LeakyRelu", [x], alpha=0.01)
 
+    def fake(self, x: str, scale: float = 0.03) -> str:
+        """Quantise and dequantise nodes, symmetric int8."""
+        name = self.name("QuantizeLinear")
+        s = self.constant(np.array(scale, self.dtype), f"{name}.scale")
+        z = self.constant(np.array(0, np.int8), f"{name}.zero")
+        return self.add("DequantizeLinear", [self.add("QuantizeLinear", [x, s, z]), s, z])
+
+    def quantised_weight(self, shape: tuple[int, ...], axis: int = 0) -> str:
+        """Random int8 weights with one scale for each index of `axis`, dequantised."""
+        name = self.name("DequantizeLinear")
+        w = self.rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        scale = np.abs(w).max(axis=tuple(i for i in range(len(shape)) if i != axis), keepdims=True) / 127
+        q = self.constant(np.rint(w / scale).astype(np.int8), f"{name}.q")
+        s = self.constant(scale.ravel().astype(self.dtype), f"{name}.scale")
+        z = self.constant(np.zeros(shape[axis], np.int8), f"{name}.zero")
+        return self.add("DequantizeLinear", [q, s, z], axis=axis)
+
     def model(
         self,
         inputs: dict[str, Sequence[int | str | None]],
@@ -135,6 +152,28 @@ def unet(
     return b.model({"image": (batch, channels[0], *window)}, {"logits": (x, (batch, channels[1], *window))})
 
 
+def int8_chain(window: Sequence[int | None] = FREE, batch: int | None = None) -> onnx.ModelProto:
+    """Two convolutions and a transposed one in int8, with a float32 convolution as head.
+
+    Input ``image`` (n, 1, *window), output ``logits`` (n, 2, *2·window). Nodes are named int8_a, int8_b,
+    int8_up and head.
+    """
+    b = Builder()
+    k3 = {"kernel_shape": [3] * 3, "pads": [1] * 6}
+    x = b.add("Conv", [b.fake("image"), b.quantised_weight((16, 1, 3, 3, 3))], **k3)
+    b.nodes[-1].name = "int8_a"
+    x = b.add("LeakyRelu", [b.norm(x, 16)], alpha=0.01)
+    x = b.add("Relu", [b.add("Conv", [b.fake(x), b.quantised_weight((16, 16, 3, 3, 3))], **k3)])
+    b.nodes[-2].name = "int8_b"
+    x = b.add("ConvTranspose", [b.fake(x), b.quantised_weight((16, 8, 2, 2, 2), axis=1)],
+              kernel_shape=[2] * 3, strides=[2] * 3)  # fmt: skip
+    b.nodes[-1].name = "int8_up"
+    x = b.conv(b.norm(x, 8), (8, 2), kernel=1)
+    b.nodes[-1].name = "head"
+    grown = tuple(None if size is None else 2 * size for size in window)
+    return b.model({"image": (batch, 1, *window)}, {"logits": (x, (batch, 2, *grown))})
+
+
 def threshold(cut: float = 0.5, gain: float = 20.0, window: Sequence[int | None] = FREE) -> onnx.ModelProto:
     """Two output channels, 0 and gain·(image − cut): softmax marks the voxels above the cut, exactly."""
     b = Builder()
@@ -142,6 +181,31 @@ def threshold(cut: float = 0.5, gain: float = 20.0, window: Sequence[int | None]
     c = b.constant(np.array([0.0, -gain * cut], np.float32), "bias")
     x = b.add("Conv", ["image", w, c], kernel_shape=[1, 1, 1])
     return b.model({"image": (None, 1, *window)}, {"logits": (x, (None, 2, *window))})
+
+
+def classifier(
+    channels: tuple[int, int] = (1, 3),
+    window: Sequence[int | None] = FREE,
+    *,
+    maps: bool = False,
+    gain: float = 4.0,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """Input ``image`` (n, channels[0], *window), output ``scores`` (n, classes); two convolutions, pooling, Gemm.
+
+    With ``maps`` the last layer is a convolution and the output (n, classes, 1, 1, 1).
+    """
+    b = Builder(seed)
+    x = b.add("Relu", [b.conv("image", (channels[0], 8), stride=2)])
+    x = b.add("GlobalAveragePool", [b.add("Relu", [b.conv(x, (8, 8), stride=2)])])
+    shape: tuple[int | None, ...]
+    if maps:
+        x, shape = b.conv(x, (8, channels[1]), kernel=1), (None, channels[1], 1, 1, 1)
+    else:
+        w = b.constant((gain * b.rng.standard_normal((channels[1], 8))).astype(np.float32), "head.weight")
+        c = b.constant((0.1 * b.rng.standard_normal(channels[1])).astype(np.float32), "head.bias")
+        x, shape = b.add("Gemm", [b.add("Flatten", [x]), w, c], transB=1), (None, channels[1])
+    return b.model({"image": (None, channels[0], *window)}, {"scores": (x, shape)})
 
 
 def poison() -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """Engines: networks made ready for a device, behind one seam."""
 
-from wetread.engines.base import Array, Context, Engine, EngineInfo, TensorInfo, Ticket
+from wetread.engines.base import Array, Context, Engine, EngineInfo, Layered, LayerRun, TensorInfo, Ticket
 from wetread.engines.registry import BACKENDS, Backend, available, make_engine, resolve
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "Context",
     "Engine",
     "EngineInfo",
+    "LayerRun",
+    "Layered",
     "TensorInfo",
     "Ticket",
     "available",

@@ -15,13 +15,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from wetread.engines.base import EngineInfo, TensorInfo
-from wetread.engines.common import Closing, Port, check_network, check_window, shape_text
+from wetread.engines.base import EngineInfo, LayerRun, TensorInfo
+from wetread.engines.common import Closing, Port, check_network, check_output, check_window
 from wetread.engines.openvino import runtime
 from wetread.engines.openvino.context import OpenVinoContext
+from wetread.engines.openvino.layers import layers_of
 from wetread.errors import DeviceMemoryError, EngineError, EngineUnavailableError
 
-_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32"}
+_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32", "float8": "f32"}
 _CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
 
 
@@ -163,21 +164,38 @@ class OpenVinoEngine(Closing):
         compiled, activations = self._compile(shape)
         return OpenVinoContext(self._ov, compiled, _ports(compiled), max_batch, activations)
 
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """(channels, *spatial) of the first output for one window of the given spatial shape.
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """(channels, *spatial) of the first output for one window of the given spatial shape; or (classes,).
 
         Raises:
-            EngineError: the network does not take that shape, or its first output is no map of voxels.
+            EngineError: the network does not take that shape, or its first output is neither.
         """
         compiled, _ = self._compile(check_window(shape, self.inputs, 1))
         found = tuple(int(size) for size in compiled.outputs[0].get_shape())[1:]
-        if len(found) != 4:
+        return check_output(found, self.outputs[0].name)
+
+    def layers(self, shape: tuple[int, int, int] | None = None) -> tuple[LayerRun, ...]:
+        """What OpenVINO executes for one window, from its own execution graph.
+
+        This is the proof of precision: a convolution that runs in integers has a kernel such as
+        ``brgconv_avx512_I8`` and precision ``int8``.
+
+        Args:
+            shape: None takes the network's fixed window, else the shape that was used first.
+
+        Raises:
+            EngineError: no shape is given, fixed or used so far, or the network does not take it.
+        """
+        if shape is None:
+            fixed = tuple(size for size in self.inputs[0].shape[2:] if size is not None)
+            with self._lock:
+                used = next(iter(self._compiled), None)
+            shape = (fixed[0], fixed[1], fixed[2]) if len(fixed) == 3 else used
+        if shape is None:
             raise EngineError(
-                f"the first output has shape {shape_text((1, *found))}, "
-                "expected (batch, channels, 3 spatial axes)",
-                where=self.outputs[0].name,
+                "the network's window is free and none was run yet", where=self._where, todo="give a shape"
             )
-        return found[0], found[1], found[2], found[3]
+        return layers_of(self._compile(check_window(shape, self.inputs, 1))[0])
 
     def close(self) -> None:
         """Frees the compiled networks; contexts must be closed before. A second call does nothing."""

@@ -144,16 +144,21 @@ def weight_bytes(model: Any) -> int:
 
 
 def precision_of(model: Any) -> str:
-    """Precision by the types in the graph: ``int8`` with quantise nodes, else that of the widest weights."""
+    """Precision by the types in the graph: of quantise nodes where there are some, else of the widest weights."""
     types = set()
+    quantised = ""
     for op in model.get_ops():
         kind = op.get_type_name()
         if kind == "FakeQuantize":
             return "int8"
+        if kind == "FakeConvert":
+            quantised = "float8"
         if kind == "Constant" and len(op.get_output_shape(0)) > 1:
             types.add(op.get_output_element_type(0).get_type_name())
     if types & {"i8", "u8"}:
         return "int8"
+    if quantised or types & {"f8e4m3", "f8e5m2"}:
+        return "float8"
     if "f32" not in types and "f64" not in types:
         return "bfloat16" if "bf16" in types else "float16" if "f16" in types else "float32"
     return "float32"
