@@ -57,7 +57,14 @@ def progress(*, quiet: bool = False) -> Iterator[Report]:
 def reading(result: Reading, written: Mapping[str, Path]) -> None:
     """Prints findings, notices, times and paths."""
     console = Console()
-    if result.findings:
+    if result.scores:
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("label", "probability", "decided"):
+            table.add_column(name, justify="right" if name == "probability" else "left", no_wrap=True)
+        for name, score in result.scores.items():
+            table.add_row(escape(name), f"{score:.3f}", "yes" if name in result.classes else "")
+        console.print(table)
+    elif result.findings:
         unit = "HU" if result.modality == "CT" else "mean"
         table = Table(title=f"{len(result.findings)} finding(s)", title_justify="left", box=box.SIMPLE_HEAD)
         for name in ("#", "label", "centre L P S (mm)", "slices", "axis mm", "ml", unit, "p"):

@@ -32,9 +32,10 @@ HU = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
 PERCENT = Code("%", "UCUM", "Percent")
 NO_UNIT = Code("1", "UCUM", "no units")
 
-# CID 240 and DCM: no lesion found
+# CID 240 and DCM: whether what was looked for is there
 PRESENCE = Code("121052", "DCM", "Presence of property")
 ABSENT = Code("272519000", "SCT", "Absent")
+PRESENT = Code("52101004", "SCT", "Present")
 COMMENT = Code("121106", "DCM", "Comment")
 
 # CID 100: procedure reported, by modality

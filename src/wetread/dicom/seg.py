@@ -88,8 +88,8 @@ def write_seg(
         uid_seed: makes the object's UIDs a function of the seed.
 
     Returns:
-        What was written, or None where there is no mask, or an empty one: a segmentation needs a frame (PS3.3 C.7.6.16), and
-        one of empty frames stops some viewers.
+        What was written, or None where there is no mask or an empty one: a segmentation needs a frame (PS3.3
+        C.7.6.16), and one of empty frames stops some viewers.
 
     Raises:
         OutputError: it could not be built or written, or did not read back as it was; no file is left.

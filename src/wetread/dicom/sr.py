@@ -1,7 +1,7 @@
 """Measurement reports: Comprehensive 3D SR (DICOM PS3.3 A.35.13) after TID 1500, written through highdicom.
 
-One TID 1411 group for each finding; TID 1501 groups where there is no segmentation to refer to, and for each
-kind of lesion that was looked for and not found.
+One TID 1411 group for each finding; TID 1501 groups where there is no segmentation to refer to, for each
+kind of lesion that was looked for and not found, and for each label of a classification.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ def _observer(made: Provenance, sources: Sources) -> hd.ObservationContext:
 
 
 def _groups(reading: Reading, sources: Sources, seg: WrittenSeg | None) -> list[_Group]:
+    if reading.scores:
+        return [_class(info, reading) for info in reading.labels]
     infos = {info.index: info for info in reading.labels}
     groups = [
         _lesion(finding, infos[finding.label_index], reading, sources, seg) for finding in reading.findings
@@ -233,6 +235,25 @@ def _absent(info: LabelInfo, reading: Reading) -> hd.MeasurementsAndQualitativeE
     )
 
 
+def _class(info: LabelInfo, reading: Reading) -> hd.MeasurementsAndQualitativeEvaluations:
+    """TID 1501: whether the reading decides for a class, and how probable the network holds it."""
+    seed = f"{reading.series_instance_uid}|{reading.provenance.package_hash}|{info.name}"
+    value = codes.PRESENT if info.name in reading.classes else codes.ABSENT
+    return hd.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.TrackingIdentifier(
+            uid=authorship.new_uid(seed, "class"), identifier=authorship.line(info.name)
+        ),
+        finding_type=codes.concept(info.type),
+        finding_category=codes.concept(info.category),
+        finding_sites=[hd.FindingSite(codes.concept(info.anatomy))] if info.anatomy else None,
+        algorithm_id=_algorithm(reading.provenance),
+        measurements=[
+            hd.Measurement(codes.CERTAINTY, round(100 * reading.scores[info.name], 4), codes.PERCENT)
+        ],
+        qualitative_evaluations=[hd.QualitativeEvaluation(name=codes.PRESENCE, value=value)],
+    )
+
+
 def _comments(reading: Reading, seg: WrittenSeg | None) -> Iterable[hd.TextContentItem]:
     """What people must know: purpose, number of findings, status, and every notice."""
     texts = [reading.provenance.intended_use or NOT_CLINICAL]
@@ -249,7 +270,10 @@ def _comments(reading: Reading, seg: WrittenSeg | None) -> Iterable[hd.TextConte
 
 
 def summary(reading: Reading) -> str:
-    """One sentence: how many findings, and whether more of the scan may follow."""
+    """One sentence: how many findings, or which class, and whether more of the scan may follow."""
+    state = ". Provisional: the scan was not complete." if reading.status != "final" else "."
+    if reading.scores:
+        return (", ".join(reading.classes) or f"None of {', '.join(reading.scores)}") + state
     count = len(reading.findings)
     lesions: Sequence[str] = [info.name for info in reading.labels if info.lesion]
     found = (
@@ -257,11 +281,11 @@ def summary(reading: Reading) -> str:
         if count
         else f"No {' or '.join(lesions) or 'lesion'} found"
     )
-    return found + (". Provisional: the scan was not complete." if reading.status != "final" else ".")
+    return found + state
 
 
 def _compare(path: Path, reading: Reading) -> None:
-    """Reads the report back; every finding must be there once, with its UID and volume.
+    """Reads the report back; every finding must be there once, with its UID and volume, and every score.
 
     Raises:
         OutputError: any difference.
@@ -273,6 +297,10 @@ def _compare(path: Path, reading: Reading) -> None:
             for volume in _named([group], codes.VOLUME.value):
                 uid = _named([group], _TRACKING_UID)[0].UID
                 found.append((str(uid), float(volume.MeasuredValueSequence[0].NumericValue)))
+        certain = [
+            float(item.MeasuredValueSequence[0].NumericValue)
+            for item in _named(groups, codes.CERTAINTY.value)
+        ]
     except (*BUILD_ERRORS, InvalidDicomError) as error:
         raise OutputError(
             f"the report cannot be read back: {error}", where=path.name, code="SR_READ_BACK"
@@ -285,6 +313,9 @@ def _compare(path: Path, reading: Reading) -> None:
             where=path.name,
             code="SR_READ_BACK",
         )
+
+    if reading.scores and certain != [round(100 * score, 4) for score in reading.scores.values()]:
+        raise OutputError("the scores did not read back as written", where=path.name, code="SR_READ_BACK")
 
 
 def _named(parents: Iterable[Dataset], value: str) -> list[Dataset]:
