@@ -208,6 +208,14 @@ def classifier(
     return b.model({"image": (None, channels[0], *window)}, {"scores": (x, shape)})
 
 
+def planes() -> onnx.ModelProto:
+    """Returns (n, 1, i, j): the mean over the last axis, neither a map of voxels nor scores."""
+    b = Builder()
+    axis = b.constant(np.array([4]), "axis")
+    x = b.add("ReduceMean", ["image", axis], keepdims=0)
+    return b.model({"image": (None, 1, *FREE)}, {"mean": (x, (None, 1, None, None))})
+
+
 def poison() -> onnx.ModelProto:
     """Returns log(image): NaN wherever the input is negative, minus infinity at zero."""
     b = Builder()

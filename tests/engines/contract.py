@@ -139,6 +139,26 @@ class EngineContract:
                     found, expected, rtol=0, atol=self.tolerance * np.abs(expected).max()
                 )
 
+    @pytest.mark.parametrize("maps", [False, True])
+    def test_scores_of_a_classifier(self, maps: bool) -> None:
+        model = networks.classifier((2, 3), maps=maps)
+        engine = self.make(model)
+        assert engine.output_shape(WINDOW) == ((3, 1, 1, 1) if maps else (3,))
+        x = images(3)
+        with engine.context(WINDOW, 3) as context:
+            found = run(engine, context, x)
+        assert np.isfinite(found).all()
+        if self.computes:
+            expected = Graph(model).evaluate({"image": x})["scores"]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=self.tolerance * np.abs(expected).max())
+        engine.close()
+
+    def test_other_outputs_are_named(self) -> None:
+        engine = self.make(networks.planes())
+        with pytest.raises(EngineError, match=r"\(batch, channels, 3 spatial axes\)"):
+            engine.output_shape(WINDOW)
+        engine.close()
+
     def test_fixed_axes_refuse_other_shapes(self) -> None:
         engine = self.make(networks.unet((1, 2), (4, 8), window=(8, 8, 16), batch=1))
         assert engine.inputs[0].shape == (1, 1, 8, 8, 16)
