@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests import networks
-from wetread.build import pack as pack_module
+from wetread.build import fit
 from wetread.build.pack import pack
 from wetread.engines import make_engine
 from wetread.errors import EngineUnavailableError, GateError, GraphError, PackageError, RecipeError
@@ -115,7 +115,7 @@ def _hide_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(_: str) -> None:
         raise EngineUnavailableError("not here")
 
-    monkeypatch.setattr(pack_module, "resolve", gone)
+    monkeypatch.setattr(fit, "resolve", gone)
 
 
 def test_without_openvino_shapes_are_inferred(
