@@ -8,10 +8,14 @@ itself is used by one thread at a time.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
+
+_LONGEST = 128
+"""Characters of a fingerprint, which is the name of a folder."""
 
 Array = Any
 """An array exchanged by DLPack on the engine's device; a numpy array for CPU engines."""
@@ -50,7 +54,10 @@ class EngineInfo:
         device = re.sub(r",? *\d+ threads?", "", self.device)
         text = "-".join((self.backend, self.version, self.precision, device))
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")
-        return plain[:128].rstrip("-._")
+        if len(plain) <= _LONGEST:
+            return plain
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]  # what is cut off may be what differs
+        return f"{plain[: _LONGEST - 17].rstrip('-._')}-{digest}"
 
 
 @dataclass(frozen=True)

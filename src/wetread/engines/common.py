@@ -11,7 +11,7 @@ import numpy as np
 
 from wetread.engines.base import TensorInfo
 from wetread.errors import EngineError, GraphError, NotFiniteError
-from wetread.package import TensorEntry
+from wetread.package import ShapeProfile, TensorEntry
 
 Shape3 = tuple[int, int, int]
 
@@ -87,11 +87,20 @@ def check_output(found: Sequence[int], name: str) -> tuple[int, ...]:
     return tuple(int(size) for size in found)
 
 
-def check_window(shape: Sequence[int], inputs: Sequence[TensorInfo], max_batch: int) -> Shape3:
-    """Checks a window's spatial shape against the network's fixed axes, and the batch against one.
+def check_window(
+    shape: Sequence[int], inputs: Sequence[TensorInfo], max_batch: int, shapes: ShapeProfile | None = None
+) -> Shape3:
+    """Checks a window's spatial shape against the network's fixed axes and its profile, and the batch.
+
+    Args:
+        shape: spatial shape in voxels.
+        inputs: the network's inputs.
+        max_batch: windows at once.
+        shapes: smallest and largest window that the engine was prepared for; None where there is no limit.
 
     Raises:
-        EngineError: not three positive sizes, a size that the network fixes differently, or max_batch < 1.
+        EngineError: not three positive sizes, a size that the network fixes differently, one outside the
+            profile, or max_batch < 1.
     """
     if max_batch < 1:
         raise EngineError(f"max_batch is {max_batch}, must be at least 1")
@@ -105,6 +114,14 @@ def check_window(shape: Sequence[int], inputs: Sequence[TensorInfo], max_batch: 
                     where=info.name,
                     todo="use the recipe's window, or export the network with free spatial axes",
                 )
+    if shapes is not None and any(
+        not low <= found <= high for low, found, high in zip(shapes.min, shape, shapes.max, strict=True)
+    ):
+        raise EngineError(
+            f"windows are {shapes.min} to {shapes.max}, asked for {tuple(shape)}",
+            where=inputs[0].name,
+            todo="use a window inside the package's profile, or build it again with wider --shapes",
+        )
     return int(shape[0]), int(shape[1]), int(shape[2])
 
 

@@ -21,6 +21,7 @@ from wetread.engines.registry import Request
 from wetread.errors import EngineError, GraphError
 from wetread.graph import Graph, verify
 from wetread.graph.evaluate import Evaluator
+from wetread.package import ShapeProfile
 
 
 class ReferenceTicket:
@@ -92,13 +93,18 @@ class ReferenceContext(Closing):
 class ReferenceEngine(Closing):
     """A network evaluated in float64 by `wetread.graph.evaluate`.
 
+    Args:
+        graph: the network.
+        shapes: windows outside of this profile are refused, as other engines do; None refuses none.
+
     Raises:
         GraphError: the graph is malformed or not three-dimensional.
         UnsupportedOperatorError: the evaluator does not know an operator.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, shapes: ShapeProfile | None = None) -> None:
         verify(graph)
+        self._profile = shapes
         self.graph = graph
         self.info = EngineInfo("reference", "float64", "CPU (numpy)", __version__)
         self.inputs = tensor_infos(graph.inputs)
@@ -150,11 +156,11 @@ class ReferenceEngine(Closing):
         """
         if self._closed:
             raise EngineError("the engine is closed")
-        return ReferenceContext(self, check_window(shape, self.inputs, max_batch), max_batch)
+        return ReferenceContext(self, check_window(shape, self.inputs, max_batch, self._profile), max_batch)
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
         """(channels, *spatial) of the first output for one window of the given spatial shape; or (classes,)."""
-        found = self.ports(check_window(shape, self.inputs, 1))[1][0].shape
+        found = self.ports(check_window(shape, self.inputs, 1, self._profile))[1][0].shape
         return check_output(found, self.outputs[0].name)
 
     def close(self) -> None:
@@ -164,4 +170,4 @@ class ReferenceEngine(Closing):
 
 def make(request: Request) -> ReferenceEngine:
     """Makes the engine that `wetread.engines.registry.make_engine` was asked for."""
-    return ReferenceEngine(request.graph())
+    return ReferenceEngine(request.graph(), request.shapes)

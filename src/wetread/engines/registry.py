@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from wetread.engines.base import Engine
+from wetread.engines.functions import has_functions
 from wetread.errors import EngineUnavailableError, PackageError
-from wetread.package import Package
+from wetread.package import Package, ShapeProfile
 
 if TYPE_CHECKING:
     from wetread.graph import Graph
@@ -46,6 +47,8 @@ class Request:
         network: ONNX file, or a graph in memory.
         where: the network's name in messages.
         device, precision, threads: None leaves the choice to the backend.
+        shapes: profile of window shapes; None where the network takes any that its axes leave free.
+        package: the package that the network is of; its cache folder may hold plans for this device.
     """
 
     network: Path | Graph
@@ -53,10 +56,17 @@ class Request:
     device: str | None = None
     precision: str | None = None
     threads: int | None = None
+    shapes: ShapeProfile | None = None
+    package: Package | None = None
 
     def source(self) -> Path | bytes:
-        """The network as a file, or as ONNX bytes, for runtimes that read ONNX themselves."""
-        return self.network if isinstance(self.network, Path) else self.network.to_bytes()
+        """The network as a file, or as ONNX bytes, for runtimes that read ONNX themselves.
+
+        Functions of our own domain, which no runtime knows, are inlined.
+        """
+        if isinstance(self.network, Path) and not has_functions(self.network):
+            return self.network
+        return self.graph().inlined().to_bytes()
 
     def graph(self) -> Graph:
         """The network as a graph, loaded if need be."""
@@ -129,6 +139,7 @@ def make_engine(
     device: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
+    shapes: ShapeProfile | None = None,
     override_gate: bool = False,
 ) -> Engine:
     """Makes an engine.
@@ -140,6 +151,8 @@ def make_engine(
         device: the backend's name of a device.
         precision: None takes the network's own.
         threads: processors to use on a CPU; None takes all.
+        shapes: smallest, usual and largest window that the engine is made for, where spatial axes are free;
+            None takes the package's own, if it has some. Windows outside are refused.
         override_gate: loads although the gate was not passed. Whoever sets it writes the text that
             ``package.check_gate(engine.info.backend, engine.info.precision, override=True)`` returns into
             each reading.
@@ -157,10 +170,12 @@ def make_engine(
                 f"the package has {len(source.models)} networks, asked for number {model}",
                 where=str(source.path),
             )
-        request = Request(source.model_path(model), source.models[model].file, device, precision, threads)
+        shapes = shapes or source.manifest.shapes
+        network, where = source.model_path(model), source.models[model].file
+        request = Request(network, where, device, precision, threads, shapes, source)
     else:
         where = source.name if isinstance(source, Path) else "graph"
-        request = Request(source, where, device, precision, threads)
+        request = Request(source, where, device, precision, threads, shapes)
     make = cast("Callable[[Request], Engine]", import_module(found.module).make)
     engine = make(request)
     if isinstance(source, Package) and found.gated:

@@ -13,5 +13,6 @@ def make(request: Request) -> OpenVinoEngine:
         precision=request.precision,
         threads=request.threads,
         device=request.device or "CPU",
+        shapes=request.shapes,
         where=request.where,
     )
