@@ -19,10 +19,12 @@ from scipy import ndimage
 from wetread.volume import Grid
 
 Interpolation = Literal["linear", "cubic", "nearest"]
+Boundary = Literal["mirror", "edge"]
 Float32 = NDArray[np.float32]
 _SNAP = 1e-9  # voxels: rounding of the affine, not a shift
 _NEGLIGIBLE = 1e-9  # entries below this part of a row's largest are dropped
 HALF = 0.5 + 1e-6  # nearest: halves go up, whatever the rounding of the affine
+_REACH = 12  # voxels by which an edge is continued for a spline, as scipy.ndimage does; 0.268¹² is 1e-7
 _BLOCK = 16
 _PRODUCT = 250_000  # multiplications below which OpenBLAS keeps a product in the calling thread (262,144)
 
@@ -78,15 +80,19 @@ class AxisMap:
         place = np.floor(self.coordinates + HALF)
         return np.clip(place, 0, self.source_count - 1).astype(np.intp)
 
-    def matrix(self, interpolation: Interpolation, sigma: float = 0.0) -> NDArray[np.float64]:
+    def matrix(
+        self, interpolation: Interpolation, sigma: float = 0.0, boundary: Boundary = "mirror"
+    ) -> NDArray[np.float64]:
         """Dense weights, shape (target_count, source_count); each row sums to 1.
 
         Args:
             interpolation: ``linear`` and ``nearest`` are clamped at the ends; ``cubic`` is the
-                interpolating B-spline of degree 3 with whole-sample mirror boundaries (Unser, Aldroubi,
-                Eden 1993), evaluated at clamped coordinates.
+                interpolating B-spline of degree 3 (Unser, Aldroubi, Eden 1993).
             sigma: standard deviation in source voxels of a Gaussian (cut at 4 sigma, ends clamped) that
                 goes before, 0 for none.
+            boundary: of the cubic spline: whole-sample ``mirror``, evaluated at clamped coordinates; or
+                ``edge``, where the outermost values go on beyond the ends (scipy.ndimage.zoom in mode nearest,
+                which is scikit-image's resize in mode edge), evaluated up to half a voxel outside.
         """
         count = self.source_count
         rows = np.arange(self.target_count)
@@ -99,16 +105,31 @@ class AxisMap:
         elif interpolation == "linear" or count == 1:
             np.add.at(weights, (rows, lower), 1.0 - part)
             np.add.at(weights, (rows, np.minimum(lower + 1, count - 1)), part)
+        elif boundary == "mirror":
+            weights = _spline(place, count, "mirror")
         else:
-            spline = ((1 - part) ** 3, 4 - 6 * part**2 + 3 * part**3)
-            last = (1 + 3 * part + 3 * part**2 - 3 * part**3, part**3)
-            for tap, value in zip((-1, 0, 1, 2), (*spline, *last), strict=True):
-                np.add.at(weights, (rows, _mirrored(lower + tap, count)), value / 6.0)
-            weights = weights @ ndimage.spline_filter1d(np.eye(count), order=3, axis=0, mode="mirror")
+            beyond = np.clip(self.coordinates, -0.5, count - 0.5) + _REACH
+            wide = _spline(beyond, count + 2 * _REACH, "nearest")
+            weights = wide[:, _REACH:-_REACH]
+            weights[:, 0] += wide[:, :_REACH].sum(axis=1)
+            weights[:, -1] += wide[:, -_REACH:].sum(axis=1)
         if sigma > 0:
             smooth = ndimage.gaussian_filter1d(np.eye(count), sigma, axis=0, mode="nearest", truncate=4.0)
             weights = weights @ smooth
         return weights
+
+
+def _spline(place: NDArray[np.float64], count: int, mode: str) -> NDArray[np.float64]:
+    """Interpolating cubic B-spline at places within 0 … count−1: evaluation times inverse sampling matrix."""
+    rows = np.arange(len(place))
+    weights = np.zeros((len(place), count))
+    lower = np.floor(place).astype(int)
+    part = place - lower
+    spline = ((1 - part) ** 3, 4 - 6 * part**2 + 3 * part**3)
+    last = (1 + 3 * part + 3 * part**2 - 3 * part**3, part**3)
+    for tap, value in zip((-1, 0, 1, 2), (*spline, *last), strict=True):
+        np.add.at(weights, (rows, _mirrored(lower + tap, count)), value / 6.0)
+    return np.asarray(weights @ ndimage.spline_filter1d(np.eye(count), order=3, axis=0, mode=mode))
 
 
 def _mirrored(index: NDArray[np.intp], count: int) -> NDArray[np.intp]:
@@ -187,3 +208,23 @@ def antialias_sigma(old_mm: float, new_mm: float) -> float:
     with anti_aliasing): 0 where the spacing does not grow.
     """
     return max(0.0, (new_mm / old_mm - 1.0) / 2.0)
+
+
+def coarse_axis(
+    before_mm: tuple[float, float, float], after_mm: tuple[float, float, float], anisotropy: float
+) -> int | None:
+    """The axis that is resampled by itself, by nnU-Net's rule (`determine_do_sep_z_and_axis`); None for none.
+
+    The first of both spacings whose largest is more than ``anisotropy`` times its smallest decides; its coarse
+    axis is the one of the largest, unless two axes share it.
+
+    Args:
+        before_mm, after_mm: spacing before and after resampling, in the same order of axes.
+        anisotropy: ratio above which a spacing counts.
+    """
+    for spacing in (before_mm, after_mm):
+        largest = max(spacing)
+        if largest / min(spacing) > anisotropy:
+            axes = [axis for axis in range(3) if np.isclose(spacing[axis], largest, rtol=1e-6, atol=0)]
+            return axes[0] if len(axes) == 1 else None
+    return None

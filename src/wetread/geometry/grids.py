@@ -66,7 +66,7 @@ def fitted_grid(source: Grid, spacing_mm: tuple[float, float, float], alignment:
     count = np.array(source.shape)
     new = np.array(spacing_mm)
     if alignment == "edges":
-        shape = np.maximum(np.round(count * old / new), 1)
+        shape = np.maximum(np.round(old / new * count), 1)
         new = old * count / shape
         first = (new / old - 1) / 2
     else:

@@ -41,6 +41,18 @@ class Orientation:
         flips = tuple(codes[axis] != letter for axis, letter in zip(axes, wanted, strict=True))
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
+    @classmethod
+    def of_grid(cls, grid: Grid, wanted: str) -> Orientation:
+        """From a source grid to what a recipe wants: axis codes, or axes of the file such as ``kji``.
+
+        Raises:
+            GeometryError: ``wanted`` is neither.
+        """
+        if sorted(wanted) == ["i", "j", "k"]:
+            a, b, c = (grid.file_axes.index(letter) for letter in wanted)
+            return cls((a, b, c), (False, False, False))
+        return cls.between(grid.axis_codes, wanted)
+
     @property
     def identity(self) -> bool:
         """True where nothing changes."""

@@ -11,26 +11,46 @@ slabs and whole volumes agree bit for bit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from wetread.errors import GeometryError
-from wetread.geometry.axes import HALF, Band, Float32, Interpolation, antialias_sigma, axis_maps
+from wetread.geometry.axes import (
+    Band,
+    Boundary,
+    Float32,
+    Interpolation,
+    antialias_sigma,
+    axis_maps,
+)
+from wetread.geometry.oblique import resample_oblique
+from wetread.geometry.parallel import Intensity, cpu_count, in_parallel
 from wetread.volume import Grid
 
-Intensity = Callable[[Float32], None]
-"""A step on intensities, voxel by voxel, in place."""
 
+@dataclass(frozen=True)
+class Method:
+    """How values between voxels are made.
 
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    Attributes:
+        interpolation: ``linear``, ``cubic`` (interpolating B-spline) or ``nearest``.
+        antialias: smooth axes whose spacing grows, by `antialias_sigma`.
+        boundary: how a cubic spline goes on beyond the ends, see `AxisMap.matrix`.
+        limit: results stay within the range of the source's values; with a coarse axis, of the slice's.
+        coarse: axis of the source grid that is interpolated by ``along``, None for none.
+        along: interpolation on the coarse axis.
+    """
+
+    interpolation: Interpolation = "linear"
+    antialias: bool = False
+    boundary: Boundary = "mirror"
+    limit: bool = False
+    coarse: int | None = None
+    along: Interpolation = "nearest"
 
 
 class Resampler:
@@ -39,8 +59,9 @@ class Resampler:
     Args:
         source: grid of the arrays that will be given.
         target: grid of the result; equal directions up to order and sign of axes.
-        interpolation: ``linear``, ``cubic`` (interpolating B-spline) or ``nearest``.
-        antialias: smooth axes whose spacing grows, by `antialias_sigma`.
+        interpolation: how values between voxels are made; a `Method` for all that can be said of it. One that
+            limits slices needs the coarse axis first.
+        antialias: as `Method`'s, where only the interpolation is named.
         fill: value of samples more than half a source voxel outside; None for the edge's value.
 
     Raises:
@@ -59,37 +80,38 @@ class Resampler:
         self,
         source: Grid,
         target: Grid,
-        interpolation: Interpolation = "linear",
+        interpolation: Interpolation | Method = "linear",
         antialias: bool = False,
         fill: float | None = None,
     ) -> None:
         maps = axis_maps(source, target)
         if maps is None:
             raise GeometryError("source and target axes run in different directions", code="NOT_SEPARABLE")
+        method = interpolation if isinstance(interpolation, Method) else Method(interpolation, antialias)
         self.order = tuple(sorted(range(3), key=lambda axis: maps[axis].source_axis))
         self.maps = tuple(maps[axis] for axis in self.order)
         self.fill = fill
-        self.interpolation = interpolation
+        self.method = method
+        kinds = [method.along if axis == method.coarse else method.interpolation for axis in range(3)]
+        self.gathers = kinds[1:] == ["nearest", "nearest"]
         old, new = source.spacing_mm, target.spacing_mm
         sigmas = [
-            antialias_sigma(old[m.source_axis], new[axis]) if antialias else 0.0
+            antialias_sigma(old[m.source_axis], new[axis]) if method.antialias else 0.0
             for axis, m in zip(self.order, self.maps, strict=True)
         ]
         self.bands = [
-            None if m.identity or interpolation == "nearest" else Band(m.matrix(interpolation, sigma))
-            for m, sigma in zip(self.maps[1:], sigmas[1:], strict=True)
+            None if m.identity or self.gathers else Band(m.matrix(kind, sigma, method.boundary))
+            for m, sigma, kind in zip(self.maps[1:], sigmas[1:], kinds[1:], strict=True)
         ]
         self._nearest = [m.nearest() for m in self.maps]
         along = self.maps[0]
         self._wide: NDArray[np.float64] | None = None
-        if interpolation == "cubic" or (interpolation == "linear" and sigmas[0] > 0):
-            if not along.identity:
-                self._wide = along.matrix(interpolation, sigmas[0])
+        if self.limits_all or kinds[0] == "cubic" or (kinds[0] == "linear" and sigmas[0] > 0):
+            if self.limits_all or not along.identity:
+                self._wide = along.matrix(kinds[0], sigmas[0], method.boundary)
             self.lower, self.weight = self._nearest[0], np.zeros(along.target_count, np.float32)
-        elif interpolation == "linear":
-            self.lower, self.weight = along.taps()
         else:
-            self.lower, self.weight = self._nearest[0], np.zeros(along.target_count, np.float32)
+            self.lower, self.weight = self.taps(0)
         self.outside = [
             np.flatnonzero(m.outside) if fill is not None else np.zeros(0, int) for m in self.maps
         ]
@@ -99,6 +121,19 @@ class Resampler:
         """Shape of the result in the source's axis order."""
         a, b, c = (m.target_count for m in self.maps)
         return a, b, c
+
+    @property
+    def limits_all(self) -> bool:
+        """True where results stay within the range of the whole source: all of it is looked at first."""
+        moved = any(not m.identity for m in self.maps)
+        return self.method.limit and self.method.coarse is None and moved
+
+    def taps(self, axis: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Lower source index and weight of the next along a source axis; nearest on a nearest axis."""
+        here = self.method.along if axis == self.method.coarse else self.method.interpolation
+        if here != "nearest":
+            return self.maps[axis].taps()
+        return self._nearest[axis], np.zeros(self.maps[axis].target_count, np.float32)
 
     @property
     def target_axis(self) -> int:
@@ -195,10 +230,12 @@ class Resampler:
         assert self._wide is not None
         band = Band(self._wide)
 
+        ends = np.empty((count, 2), np.float32)
+
         def flatten(chunk: range) -> None:
             flat = _Flat(self, steps[0])
             for source in chunk:
-                flat(planes(source), middle[source])
+                ends[source] = flat(planes(source), middle[source])
 
         def combine(row: int) -> None:
             result = np.empty((self.shape[0], columns), np.float32)
@@ -209,6 +246,8 @@ class Resampler:
         if len(wanted) != self.shape[0]:
             raise GeometryError("a resampling of wide support runs for all planes at once")
         in_parallel(combine, range(rows), threads)
+        if self.limits_all:
+            np.clip(out, ends[:, 0].min(), ends[:, 1].max(), out=out)
         for target in wanted:
             self._finish(target, out[target], steps[1])
 
@@ -232,30 +271,36 @@ class _Flat:
         self._raw = np.empty((rows.source_count, columns.source_count), np.float32)
         self._half = np.empty((rows.target_count, columns.source_count), np.float32)
 
-    def __call__(self, plane: NDArray[Any], out: Float32) -> None:
-        if self._plan.interpolation == "nearest":
+    def __call__(self, plane: NDArray[Any], out: Float32) -> tuple[float, float]:
+        """Writes the resampled plane; returns smallest and largest value before, where these are limits."""
+        limit = self._plan.method.limit
+        if self._plan.gathers:
             out[...] = plane[np.ix_(self._plan._nearest[1], self._plan._nearest[2])]
             if self._before is not None:
                 self._before(out)
-            return
+            return (float(out.min()), float(out.max())) if limit else (0.0, 0.0)
         rows, columns = self._plan.bands
         raw = out if rows is None and columns is None else self._raw
         np.copyto(raw, plane, casting="unsafe")
         if self._before is not None:
             self._before(raw)
+        ends = (float(raw.min()), float(raw.max())) if limit else (0.0, 0.0)
         if rows is not None:
             half = out if columns is None else self._half
             rows.rows(raw, half)
             raw = half
         if columns is not None:
             columns.columns(raw, out)
+        if limit and self._plan.method.coarse is not None:
+            np.clip(out, *ends, out=out)
+        return ends
 
 
 def resample(
     array: NDArray[Any],
     source: Grid,
     target: Grid,
-    interpolation: Interpolation = "linear",
+    interpolation: Interpolation | Method = "linear",
     *,
     antialias: bool = False,
     fill: float | None = None,
@@ -269,7 +314,8 @@ def resample(
         source: where its voxels lie.
         target: where the result's voxels lie; may be oblique to the source.
         interpolation: ``linear`` (exact on linear ramps), ``cubic`` (interpolating B-spline of degree 3,
-            mirror boundaries), ``nearest`` (halves up).
+            mirror boundaries), ``nearest`` (halves up); or a `Method`, whose ``limit`` and ``coarse`` need
+            grids of the same directions.
         antialias: Gaussian smoothing before, along axes whose spacing grows (`antialias_sigma`).
         fill: value more than half a source voxel outside; None for the value of the nearest edge.
         steps: intensity steps before and after interpolation, in place on float32.
@@ -283,12 +329,18 @@ def resample(
     """
     if array.shape != source.shape:
         raise GeometryError(f"array has shape {array.shape}, its grid {source.shape}", code="VOLUME_SHAPE")
+    method = interpolation if isinstance(interpolation, Method) else Method(interpolation, antialias)
     if axis_maps(source, target) is None:
-        return _resample_oblique(array, source, target, interpolation, antialias, fill, steps, threads)
-    order = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
+        if method.limit or method.coarse is not None:
+            raise GeometryError("one axis cannot be resampled by itself between oblique grids")
+        oblique = (method.interpolation, method.antialias)
+        return resample_oblique(array, source, target, *oblique, fill, steps, threads)
+    order = sorted(range(3), key=lambda axis: (axis != method.coarse, -abs(array.strides[axis])))
     if order != [0, 1, 2]:
         array, source = array.transpose(order), _transposed(source, order)
-    plan = Resampler(source, target, interpolation, antialias, fill)
+    if method.coarse is not None:
+        method = replace(method, coarse=0)
+    plan = Resampler(source, target, method, fill=fill)
     out = np.empty(plan.shape, np.float32)
     plan.run(array.__getitem__, range(plan.shape[0]), out, steps[0], steps[1], threads)
     return plan.in_target_order(out)
@@ -299,65 +351,3 @@ def _transposed(grid: Grid, order: list[int]) -> Grid:
     affine[:3, :3] = grid.affine[:3, order]
     shape = tuple(grid.shape[axis] for axis in order)
     return Grid((shape[0], shape[1], shape[2]), affine, grid.frame_of_reference)
-
-
-def _resample_oblique(
-    array: NDArray[Any],
-    source: Grid,
-    target: Grid,
-    interpolation: Interpolation,
-    antialias: bool,
-    fill: float | None,
-    steps: tuple[Intensity | None, Intensity | None],
-    threads: int | None,
-) -> Float32:
-    """Any two grids: each target sample by itself, a few target planes at a time."""
-    voxels = array.astype(np.float32)
-    if steps[0] is not None:
-        steps[0](voxels)
-    into = np.linalg.solve(source.affine, target.affine)
-    if antialias:
-        reach = np.abs(into[:3, :3]).max(axis=1)
-        sigmas = [antialias_sigma(1.0, float(step)) for step in reach]
-        voxels = ndimage.gaussian_filter(voxels, sigmas, mode="nearest", truncate=4.0)
-    order = {"nearest": 0, "linear": 1, "cubic": 3}[interpolation]
-    if order == 3:
-        voxels = ndimage.spline_filter(voxels, order=3, output=np.float64, mode="mirror")
-    out = np.empty(target.shape, np.float32)
-    limits = np.array(source.shape) - 1
-
-    def work(chunk: range) -> None:
-        index = (np.arange(chunk.start, chunk.stop)[:, None, None], *np.ogrid[: out.shape[1], : out.shape[2]])
-        place = np.empty((3, len(chunk), *out.shape[1:]))
-        outside = np.zeros(place.shape[1:], bool)
-        for axis in range(3):
-            a, b, c, shift = into[axis]
-            place[axis] = a * index[0] + b * index[1] + (c * index[2] + shift)
-            outside |= (place[axis] < -0.5) | (place[axis] > limits[axis] + 0.5)
-            np.clip(place[axis], 0, limits[axis], out=place[axis])
-        if order == 0:
-            place = np.floor(place + HALF)
-        mode = "mirror" if order == 3 else "nearest"
-        slab = out[chunk.start : chunk.stop]
-        ndimage.map_coordinates(voxels, place, slab, order=order, mode=mode, prefilter=False)
-        if fill is not None:
-            slab[outside] = fill
-        if steps[1] is not None:
-            steps[1](slab)
-
-    size = max(1, 500_000 // (out.shape[1] * out.shape[2]))
-    starts = range(0, out.shape[0], size)
-    in_parallel(work, [range(s, min(s + size, out.shape[0])) for s in starts], threads or cpu_count())
-    return out
-
-
-def in_parallel(work: Callable[[Any], None], items: Iterable[Any], threads: int) -> None:
-    """Runs the work on each item; the first exception is raised here."""
-    todo = list(items)
-    if threads <= 1 or len(todo) <= 1:
-        for item in todo:
-            work(item)
-        return
-    with ThreadPoolExecutor(min(threads, len(todo))) as pool:
-        for result in [pool.submit(work, item) for item in todo]:
-            result.result()

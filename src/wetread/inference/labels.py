@@ -9,6 +9,10 @@ Rules: ``softmax`` with one label gives it where the sum over its channels reach
 several labels the channel with the largest probability wins (ties: the lowest). ``sigmoid`` gives each
 label where the sum over its channels reaches its threshold, later labels over earlier ones. ``none`` takes
 outputs as probabilities: as sigmoid where a label uses channel 0 or there is one label, else as softmax.
+
+A recipe may restore logits instead: the outputs themselves are interpolated, and activated on the source
+grid, as nnU-Net does. Logits interpolate linearly as well, so that what was said of corners holds for them;
+a coarse axis may take the nearest plane.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from wetread.geometry import Resampler, cpu_count, in_parallel
+from wetread.geometry import Method, Orientation, Resampler, coarse_axis, cpu_count, in_parallel
 from wetread.inference.places import PlaceMap
 from wetread.recipe import Recipe
 from wetread.volume import Grid
@@ -27,6 +31,7 @@ from wetread.volume import Grid
 Float32 = NDArray[np.float32]
 Taps = tuple[NDArray[np.intp], Float32]
 _STRIP = 200_000  # channels × columns × rows that are read off at once
+_NONE = 10.0  # logit of background where nothing was computed; −10 for the others
 _SLACK = 1e-3  # in logits or probability: what may become a label is found with room for rounding
 
 
@@ -41,6 +46,8 @@ class Decision:
     def __init__(self, recipe: Recipe, channels: int) -> None:
         self.labels = recipe.labels
         self.activation = recipe.activation
+        self.logits = recipe.restore.of == "logits" and recipe.activation != "none"
+        self.channels = channels
         several = len(recipe.labels) > 1
         uses_first = any(0 in label.channels for label in recipe.labels)
         self.argmax = several and (
@@ -74,8 +81,17 @@ class Decision:
             found |= value >= label.threshold - _SLACK
         return found
 
+    @property
+    def value_channels(self) -> int:
+        """Channels of what is interpolated."""
+        return self.channels if self.argmax or self.logits else len(self.labels)
+
     def values(self, outputs: Float32) -> Float32:
-        """What is interpolated: probabilities of all channels (argmax) or of each label, channels first."""
+        """What is interpolated, channels first: the outputs (logits), or `probabilities`."""
+        return np.array(outputs, np.float32) if self.logits else self.probabilities(outputs)
+
+    def probabilities(self, outputs: Float32) -> Float32:
+        """Probabilities of all channels (argmax) or of each label, channels first."""
         if self.activation == "softmax":
             active = np.exp(outputs - outputs.max(axis=0))
             active /= _sum(active, range(len(active)))
@@ -90,12 +106,30 @@ class Decision:
 
     def clear(self, values: Float32, inside: NDArray[np.bool_]) -> None:
         """Sets values outside a place to background, in place."""
+        if self.logits:
+            values[:, ~inside] = -_NONE
+            if self._background is not None:
+                values[self._background, ~inside] = _NONE
+            return
         values[:, ~inside] = 0.0
         if self.argmax and self._background is not None:
             values[self._background, ~inside] = 1.0
 
     def read(self, values: Float32) -> tuple[NDArray[np.uint8], Float32]:
         """Labels and their probabilities of interpolated values (n, rows, columns)."""
+        if self.logits and self.argmax:
+            mask, _ = self._largest(values)
+            some = mask > 0
+            probability = np.zeros(mask.shape, np.float32)
+            # argmax of logits is that of softmax; only labels need their probability
+            active = np.exp(values[:, some] - values[:, some].max(axis=0))
+            active /= _sum(active, range(len(active)))
+            for label in self.labels:
+                here = mask == label.index
+                probability[here] = _sum(active, label.channels)[here[some]]
+            return mask, probability
+        if self.logits:
+            values = self.probabilities(values)
         if self.argmax:
             mask, probability = self._largest(values)
             for label in self.labels:
@@ -160,6 +194,24 @@ def _logit(p: float) -> float:
 Box = tuple[int, int, int, int]
 
 
+LINEAR = Method("linear")
+
+
+def restoring_method(recipe: Recipe, source: Grid) -> Method:
+    """How a recipe's outputs go back to a source grid, in the order of axes of the prepared grid.
+
+    Args:
+        recipe: gives the rule for a coarse axis, and the spacing before.
+        source: grid of the mask.
+    """
+    separate, step = recipe.restore.separate, recipe.resample
+    if separate is None or step is None:
+        return LINEAR
+    turned = Orientation.of_grid(source, recipe.orientation).grid(source)
+    coarse = coarse_axis(step.spacing_mm, turned.spacing_mm, separate.anisotropy)
+    return Method("linear", coarse=coarse, along=separate.interpolation)
+
+
 class LabelWriter:
     """Puts finished blocks back on the source grid.
 
@@ -169,6 +221,7 @@ class LabelWriter:
         source: grid of the mask.
         place: voxels outside it become background; None for everywhere.
         threads: planes at a time, by default one for each usable core.
+        method: how outputs are interpolated: linearly, but for a coarse axis; see `restoring_method`.
 
     Attributes:
         mask: uint8, source shape.
@@ -183,6 +236,7 @@ class LabelWriter:
         source: Grid,
         place: PlaceMap | None,
         threads: int | None = None,
+        method: Method = LINEAR,
     ) -> None:
         self._threads = threads or cpu_count()
         self.mask = np.zeros(source.shape, np.uint8)
@@ -190,9 +244,9 @@ class LabelWriter:
         self.kept_bytes = 0
         self._decision = decision
         self._place = place
-        self._plan = Resampler(prepared, source, "linear", fill=0.0)
+        self._plan = Resampler(prepared, source, method, fill=0.0)
         self._lower, self._upper = self._plan.support()
-        self._taps = [m.taps() for m in self._plan.maps]
+        self._taps = [self._plan.taps(axis) for axis in range(3)]
         self._waiting = np.ones(len(self._lower), bool)
         self._waiting[self._plan.outside[0]] = False
         self._known = np.zeros(prepared.shape[0], bool)
@@ -273,8 +327,7 @@ class LabelWriter:
         plane = self._planes.get(z)
         if plane is None:
             shape = (rows.stop - rows.start, columns.stop - columns.start)
-            count = len(self._decision.index_of) if self._decision.argmax else len(self._decision.labels)
-            values = np.zeros((count, *shape), np.float32)
+            values = np.zeros((self._decision.value_channels, *shape), np.float32)
             self._decision.clear(values, np.zeros(shape, bool))
             return values
         values = self._decision.values(plane[:, rows, columns])

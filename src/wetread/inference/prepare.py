@@ -7,7 +7,9 @@ and a resampling are fused plane by plane, with the same result.
 Definitions, with the peers they agree with: `clip`, `scale` as MONAI's ScaleIntensityRange; `normalise` as
 nnU-Net's CTNormalization (after its clip); `zscore` subtracts the mean and divides by the population
 standard deviation (at least 1e-8, as nnU-Net's ZScoreNormalization), with ``nonzero`` over voxels that are
-not zero, as MONAI's NormalizeIntensity(nonzero, channel_wise); `minmax` takes numpy's linear percentiles for
+not zero, as MONAI's NormalizeIntensity(nonzero, channel_wise), with ``filled`` over the region in which any
+channel is not zero, holes filled (scipy's binary_fill_holes), as nnU-Net's ZScoreNormalization with its mask,
+which it takes before any channel is changed; `minmax` takes numpy's linear percentiles for
 each channel (MONAI's ScaleIntensityRangePercentiles), a constant channel becomes 0; `crop` and `pad` as
 MONAI's CropForeground and DivisiblePad (symmetric, the odd voxel at the end); `fit` as its
 ResizeWithPadOrCrop; `resize` is a `resample` whose edges coincide (Resize without align_corners).
@@ -19,8 +21,18 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from wetread.geometry import Intensity, Orientation, cpu_count, fitted_grid, resample, shifted_grid
+from wetread.geometry import (
+    Intensity,
+    Method,
+    Orientation,
+    coarse_axis,
+    cpu_count,
+    fitted_grid,
+    resample,
+    shifted_grid,
+)
 from wetread.recipe import (
     Clip,
     Crop,
@@ -40,10 +52,17 @@ from wetread.volume import Grid
 Float32 = NDArray[np.float32]
 
 
-def intensity(steps: Sequence[Step]) -> Intensity | None:
-    """One function, in place on float32, for clip, scale and normalise steps; None for none."""
+def intensity(steps: Sequence[Step], channel: int | None = None) -> Intensity | None:
+    """One function, in place on float32, for clip, scale and normalise steps; None for none.
+
+    Args:
+        steps: pointwise steps in their order.
+        channel: leaves out steps for other channels; None takes all.
+    """
     parts: list[tuple[str, np.float32, np.float32]] = []
     for step in steps:
+        if channel is not None and not applies(step, channel):
+            continue
         if isinstance(step, Clip):
             parts.append(("clip", np.float32(step.lower), np.float32(step.upper)))
         elif isinstance(step, Scale):
@@ -65,6 +84,12 @@ def intensity(steps: Sequence[Step]) -> Intensity | None:
     return run
 
 
+def applies(step: Step, channel: int) -> bool:
+    """Whether a step changes the intensities of a channel."""
+    chosen: tuple[int, ...] = getattr(step, "channels", ())
+    return not chosen or channel in chosen
+
+
 def is_pointwise(step: Step) -> bool:
     """True for steps that look at one voxel at a time."""
     return isinstance(step, Clip | Scale | Normalise)
@@ -72,7 +97,7 @@ def is_pointwise(step: Step) -> bool:
 
 def prepared_grid(recipe: Recipe, source: Grid) -> Grid | None:
     """Grid after all steps that follow the source's extent; None where it depends on voxels (crop)."""
-    grid = Orientation.between(source.axis_codes, recipe.orientation).grid(source)
+    grid = Orientation.of_grid(source, recipe.orientation).grid(source)
     for step in recipe.steps:
         if isinstance(step, Crop):
             return None
@@ -108,7 +133,7 @@ def prepare(
     Returns:
         float32 (channels, *shape) and its grid, whose affine leads back to the source.
     """
-    orientation = Orientation.between(source.axis_codes, recipe.orientation)
+    orientation = Orientation.of_grid(source, recipe.orientation)
     arrays: list[NDArray[np.generic]] = [orientation.apply(channel) for channel in channels]
     grid = orientation.grid(source)
     pending: list[Step] = []
@@ -123,17 +148,17 @@ def prepare(
             while steps and is_pointwise(steps[0]):
                 after.append(steps.pop(0))
             target = fitted_grid(grid, step.spacing_mm, step.alignment)
+            method = resampling_method(step, grid)
             arrays = [
                 resample(
                     array,
                     grid,
                     target,
-                    step.interpolation,
-                    antialias=step.antialias,
-                    steps=(intensity(pending), intensity(after)),
+                    method,
+                    steps=(intensity(pending, channel), intensity(after, channel)),
                     threads=threads or cpu_count(),
                 )
-                for array in arrays
+                for channel, array in enumerate(arrays)
             ]
             grid = target
             pending = []
@@ -143,14 +168,18 @@ def prepare(
         if isinstance(step, Crop | Pad | Fit):
             arrays, grid = _reshape(floats, grid, step)
         else:
-            arrays = [_normalised(array, step) for array in floats]
+            region = _region(floats) if isinstance(step, ZScore) and step.filled else None
+            arrays = [
+                _normalised(array, step, region) if applies(step, channel) else array
+                for channel, array in enumerate(floats)
+            ]
     return np.stack(_floats(arrays, pending)), grid
 
 
 def _floats(arrays: Sequence[NDArray[np.generic]], steps: Sequence[Step]) -> list[Float32]:
-    run = intensity(steps)
     floats = []
-    for array in arrays:
+    for channel, array in enumerate(arrays):
+        run = intensity(steps, channel)
         copy = array.astype(np.float32, copy=run is not None)
         if run is not None:
             run(copy)
@@ -158,15 +187,36 @@ def _floats(arrays: Sequence[NDArray[np.generic]], steps: Sequence[Step]) -> lis
     return floats
 
 
-def _normalised(array: Float32, step: Step) -> Float32:
+def resampling_method(step: Resample, grid: Grid) -> Method:
+    """How a step interpolates on a grid, which decides whether an axis is resampled by itself."""
+    coarse = None
+    if step.separate is not None:
+        coarse = coarse_axis(grid.spacing_mm, step.spacing_mm, step.separate.anisotropy)
+    along = "nearest" if step.separate is None else step.separate.interpolation
+    return Method(step.interpolation, step.antialias, step.boundary, step.limit, coarse, along)
+
+
+def _region(arrays: Sequence[Float32]) -> NDArray[np.bool_]:
+    """Where any channel is not zero, holes filled."""
+    inside = arrays[0] != 0
+    for array in arrays[1:]:
+        inside |= array != 0
+    return np.asarray(ndimage.binary_fill_holes(inside), bool)
+
+
+def _normalised(array: Float32, step: Step, region: NDArray[np.bool_] | None = None) -> Float32:
     if isinstance(step, ZScore):
         chosen = array != 0 if step.nonzero else np.ones((), bool)
         voxels = array[chosen] if step.nonzero else array
+        if region is not None:
+            chosen, voxels = region, array[region]
         if not voxels.size:
             return array
         mean = voxels.mean(dtype=np.float64)
         std = max(float(voxels.std(dtype=np.float64)), 1e-8)
         result = ((array - np.float32(mean)) * np.float32(1 / std)).astype(np.float32)
+        if region is not None:
+            return np.where(region, result, array)
         return np.where(chosen, result, np.float32(0)) if step.nonzero else result
     assert isinstance(step, MinMax)
     if step.lower_percentile == 0 and step.upper_percentile == 100:
@@ -191,7 +241,7 @@ def _reshape(
         return [*padded], shifted_grid(grid, lower, upper)
     above = np.zeros(grid.shape, bool)
     for array in arrays:
-        above |= array > step.threshold
+        above |= array != 0 if step.nonzero else array > step.threshold
     limits = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)

@@ -13,7 +13,7 @@ from wetread.errors import GeometryError, Notice, RecipeError
 from wetread.geometry import CpuOps, cpu_count
 from wetread.inference.blend import Blender
 from wetread.inference.intake import Intake, LatticeIntake, Span, WholeIntake
-from wetread.inference.labels import Decision, LabelWriter
+from wetread.inference.labels import Decision, LabelWriter, restoring_method
 from wetread.inference.places import PlaceMap
 from wetread.inference.scores import ScorePool
 from wetread.inference.windows import Window, WindowPlan, plan_windows
@@ -167,7 +167,8 @@ class Sweep:
             self._sink = ScorePool(self._recipe)
             return
         decision = Decision(self._recipe, self._output_channels)
-        self._writer = LabelWriter(decision, grid, self._source, self._place, self._threads)
+        method = restoring_method(self._recipe, self._source)
+        self._writer = LabelWriter(decision, grid, self._source, self._place, self._threads, method)
         self._sink = Blender(self._plan, self._output_channels, self._writer.take)
 
     def ready(self) -> list[Window]:

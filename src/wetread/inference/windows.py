@@ -102,11 +102,14 @@ def plan_windows(recipe: Recipe, grid: Grid) -> WindowPlan:
             first = np.round(lattice_index(grid)).astype(int)
             starts = [
                 lattice_starts(int(f), n, w, s)
-                for f, n, w, s in zip(first, grid.shape, sizes, tiling.stride, strict=True)
+                for f, n, w, s in zip(first, grid.shape, sizes, map(int, tiling.stride), strict=True)
             ]
         else:
-            rule = even_starts if tiling.last == "even" else clamped_starts
-            starts = [rule(n, w, s) for n, w, s in zip(grid.shape, sizes, tiling.stride, strict=True)]
+            axes = list(zip(grid.shape, sizes, tiling.stride, strict=True))
+            if tiling.last == "even":
+                starts = [even_starts(n, w, s) for n, w, s in axes]
+            else:
+                starts = [clamped_starts(n, w, int(s)) for n, w, s in axes]
     a, b, c = (
         AxisWindows(tuple(begin), size, count, axis_weights(begin, size, count, tiling))
         for begin, size, count in zip(starts, sizes, grid.shape, strict=True)
@@ -130,15 +133,15 @@ def lattice_starts(first: int, count: int, window: int, stride: int) -> list[int
     return [number * stride - first for number in range(lowest, highest + 1)]
 
 
-def even_starts(count: int, window: int, stride: int) -> list[int]:
+def even_starts(count: int, window: int, stride: float) -> list[int]:
     """nnU-Net's starts: as few steps of at most the stride as cover the axis, evenly spread and rounded.
 
     A grid smaller than the window is centred in it (the odd voxel goes to the end).
     """
     if count <= window:
         return [-((window - count) // 2)]
-    steps = -(-(count - window) // stride)
-    return [int(np.round(number * (count - window) / steps)) for number in range(steps + 1)]
+    steps = int(-(-(count - window) // stride))
+    return [int(np.round((count - window) / steps * number)) for number in range(steps + 1)]
 
 
 def clamped_starts(count: int, window: int, stride: int) -> list[int]:
@@ -155,9 +158,10 @@ def clamped_starts(count: int, window: int, stride: int) -> list[int]:
 def axis_weights(starts: list[int], window: int, count: int, tiling: Tiling) -> NDArray[np.float32]:
     """Weights along one axis, (windows, window), normalised over the windows at each index of the grid.
 
-    ``gaussian``: exp(−(i − (w−1)/2)² / (2 (sigma·w)²)), as in MONAI's importance map; ``constant``: 1.
+    ``gaussian``: exp(−(i − p)² / (2 (sigma·w)²)) with p = (w−1)/2, as in MONAI's importance map, or p = w//2
+    with ``peak`` at a voxel, as in nnU-Net's; ``constant``: 1.
     """
-    place = np.arange(window) - (window - 1) / 2
+    place = np.arange(window) - ((window - 1) / 2 if tiling.peak == "middle" else window // 2)
     shape = np.ones(window)
     if tiling.kind != "whole" and tiling.blending == "gaussian":
         exponent = -(place**2) / (2 * (tiling.sigma * window) ** 2)

@@ -71,7 +71,7 @@ def _grid(image: Any, path: Path) -> tuple[Grid, list[Notice]]:
     shape = _shape(image.header, path)
     affine, notices = _affine(image.header, shape, path)
     try:
-        return Grid(shape, _RAS_TO_LPS @ affine), notices
+        return Grid(shape, _RAS_TO_LPS @ affine, file_axes="ijk"), notices
     except InputError as error:
         error.where = error.where or path.name
         raise

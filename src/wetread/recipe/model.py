@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from wetread.errors import RecipeError
-from wetread.recipe.steps import Crop, Fit, Pad, Resample, Resize, Step, _Frozen
+from wetread.recipe.steps import Crop, Fit, Pad, Resample, Resize, Separate, Step, _Frozen
 
 _AXES = ({"L", "R"}, {"P", "A"}, {"S", "I"})
+Stride = Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=1, multiple_of=0.5)]
 
 
 class Code(_Frozen):
@@ -64,18 +65,23 @@ class Tiling(_Frozen):
     ``lattice``: windows start at multiples of the stride in frame-of-reference coordinates. ``fitted``:
     windows follow the volume's extent: steps are at most ``stride`` and evenly spread, as in nnU-Net, or
     exactly ``stride`` with the last window moved inwards, as in MONAI (``last="clamped"``). ``whole``: the
-    volume is one window, padded at its end to ``multiple``.
+    volume is one window, padded at its end to ``multiple``. Evenly spread steps may be halves: half of an odd
+    window.
+
+    ``peak`` says where a window's Gaussian weights are largest: in its ``middle``, which lies between two
+    voxels of an even window, or at voxel w//2 (``voxel``, as in nnU-Net).
 
     ``pooling`` is for classification: the scores of several windows are averaged, or the largest is taken.
     """
 
     kind: Literal["lattice", "fitted", "whole"] = "fitted"
     window: tuple[int, int, int] | None = None
-    stride: tuple[int, int, int] | None = None
+    stride: tuple[Stride, Stride, Stride] | None = None
     last: Literal["even", "clamped"] = "even"
     multiple: tuple[int, int, int] = (1, 1, 1)
     blending: Literal["gaussian", "constant"] = "gaussian"
     sigma: float = Field(0.125, gt=0, description="standard deviation as a fraction of the window")
+    peak: Literal["middle", "voxel"] = "middle"
     pad_value: float = Field(0.0, description="value outside the volume, after the preprocessing steps")
     mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
     batch: int = Field(1, ge=1, le=64)
@@ -93,6 +99,8 @@ class Tiling(_Frozen):
             raise ValueError(f"tiling '{self.kind}' needs window and stride")
         if any(not 1 <= s <= w for s, w in zip(self.stride, self.window, strict=True)):
             raise ValueError(f"stride {self.stride} must lie between 1 and the window {self.window}")
+        if any(s != int(s) for s in self.stride) and (self.kind == "lattice" or self.last == "clamped"):
+            raise ValueError(f"stride {self.stride} has halves, which only evenly spread windows may have")
         if len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError("mirror_axes holds an axis twice")
         return self
@@ -135,6 +143,17 @@ class Label(_Frozen):
     lesion: bool = True
 
 
+class Restore(_Frozen):
+    """How outputs go back to the source grid before labels are read off; along each axis linearly.
+
+    ``of``: probabilities are interpolated, or the network's outputs before activation (``logits``, as nnU-Net
+    does). ``separate``: the coarse axis by itself.
+    """
+
+    of: Literal["probabilities", "logits"] = "probabilities"
+    separate: Separate | None = None
+
+
 class Lesions(_Frozen):
     """How findings are made of a label: components, smallest size, thresholds.
 
@@ -151,7 +170,10 @@ class Recipe(_Frozen):
     """How a network is used; every field is part of the package's hash.
 
     ``orientation`` gives the direction in which each axis of the network's input array increases, such as
-    ``SPL`` for arrays [z, y, x] of an axial CT in LPS and ``RAS`` for arrays [x, y, z] in RAS order.
+    ``SPL`` for arrays [z, y, x] of an axial CT in LPS and ``RAS`` for arrays [x, y, z] in RAS order. Instead it
+    may name the axes of the *file*, whatever their directions: ``kji`` is [slice, row, column] of a DICOM series
+    and the third, second and first axis of a NIfTI file. That is how SimpleITK gives arrays to nnU-Net, which
+    does not turn them; a network trained so expects every case in the order of its training files.
 
     ``task``: ``lesions`` and ``segmentation`` mark voxels; the network of a ``classification`` returns (batch,
     classes) for a window, and its labels' channels are classes.
@@ -169,6 +191,7 @@ class Recipe(_Frozen):
     tiling: Tiling
     place: Place = Place()
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    restore: Restore = Restore()
     labels: tuple[Label, ...] = Field(min_length=1)
     lesions: Lesions = Lesions()
     intended_use: str = "Research only. Not a medical device. Not for clinical use."
@@ -176,8 +199,10 @@ class Recipe(_Frozen):
     @field_validator("orientation")
     @classmethod
     def _axes(cls, codes: str) -> str:
+        if sorted(codes) == ["i", "j", "k"]:
+            return codes
         if len(codes) != 3 or any(len(set(codes) & pair) != 1 for pair in _AXES):
-            raise ValueError(f"{codes!r} does not name one of L/R, P/A and S/I each")
+            raise ValueError(f"{codes!r} does not name one of L/R, P/A and S/I each, or i, j and k each")
         return codes
 
     @model_validator(mode="after")
@@ -191,12 +216,21 @@ class Recipe(_Frozen):
             raise ValueError("more than one resample or resize step")
         if self.task == "classification":
             self._check_classes()
+        most = max((max(getattr(step, "channels", ()), default=0) for step in self.steps), default=0)
+        if most >= len(self.channels):
+            raise ValueError(f"a step names channel {most}, there are {len(self.channels)} (counted from 0)")
         if self.tiling.kind == "lattice":
+            if self.orientation.islower():
+                raise ValueError("lattice tiling needs an orientation in patient directions, such as SPL")
+            if any(getattr(step, "channels", ()) for step in self.steps):
+                raise ValueError("lattice tiling takes steps that change all channels alike")
             far = [step.step for step in self.steps if not step.local]
             if far:
                 raise ValueError(f"lattice tiling allows local steps only, found {', '.join(far)}")
             if self.resample is None or self.resample.interpolation == "cubic":
                 raise ValueError("lattice tiling needs a resample step that is linear or nearest")
+            if self.resample.separate is not None:
+                raise ValueError("lattice tiling resamples all axes alike, not one separately")
         return self
 
     def _check_classes(self) -> None:

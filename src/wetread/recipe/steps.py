@@ -11,6 +11,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Interpolation = Literal["linear", "cubic", "nearest"]
+Channels = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...],
+    Field(description="numbers of the recipe's channels that the step changes; empty for all"),
+]
 Size = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -23,6 +27,7 @@ class Clip(_Frozen):
 
     local: ClassVar[bool] = True
     step: Literal["clip"] = "clip"
+    channels: Channels = ()
     lower: float
     upper: float
 
@@ -38,6 +43,7 @@ class Scale(_Frozen):
 
     local: ClassVar[bool] = True
     step: Literal["scale"] = "scale"
+    channels: Channels = ()
     lower: float
     upper: float
     to_lower: float = 0.0
@@ -55,6 +61,7 @@ class Normalise(_Frozen):
 
     local: ClassVar[bool] = True
     step: Literal["normalise"] = "normalise"
+    channels: Channels = ()
     mean: float
     std: float = Field(gt=0)
 
@@ -64,6 +71,7 @@ class MinMax(_Frozen):
 
     local: ClassVar[bool] = False
     step: Literal["minmax"] = "minmax"
+    channels: Channels = ()
     lower_percentile: float = Field(0.0, ge=0, le=100)
     upper_percentile: float = Field(100.0, ge=0, le=100)
     clip: bool = False
@@ -78,21 +86,42 @@ class MinMax(_Frozen):
 class ZScore(_Frozen):
     """Subtracts the volume's own mean and divides by its own standard deviation.
 
-    With ``nonzero`` the statistics are those of voxels that are not zero, and the others stay zero.
+    With ``nonzero`` the statistics are those of voxels that are not zero, and the others stay zero. With
+    ``filled`` they are those of the region in which any channel of the recipe is not zero, its holes filled,
+    and what lies outside is left as it is (nnU-Net's ZScoreNormalization with its mask).
     """
 
     local: ClassVar[bool] = False
     step: Literal["zscore"] = "zscore"
+    channels: Channels = ()
     nonzero: bool = False
+    filled: bool = False
+
+    @model_validator(mode="after")
+    def _one_region(self) -> ZScore:
+        if self.nonzero and self.filled:
+            raise ValueError("nonzero and filled are two regions, choose one")
+        return self
 
 
 class Crop(_Frozen):
-    """Crops to the bounding box of voxels above the threshold in any channel, plus a margin in voxels."""
+    """Crops to the bounding box of voxels above the threshold in any channel, plus a margin in voxels.
+
+    With ``nonzero`` it is the box of voxels that differ from zero in any channel, as nnU-Net crops; what was
+    cut off is background in the mask.
+    """
 
     local: ClassVar[bool] = False
     step: Literal["crop"] = "crop"
     threshold: float = 0.0
     margin: int = Field(0, ge=0)
+    nonzero: bool = False
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Crop:
+        if self.nonzero and self.threshold:
+            raise ValueError("a crop to nonzero voxels takes no threshold")
+        return self
 
 
 class Pad(_Frozen):
@@ -126,6 +155,18 @@ class Resize(_Frozen):
     antialias: bool = False
 
 
+class Separate(_Frozen):
+    """Where slices lie far apart, the coarse axis is resampled by itself, as nnU-Net does.
+
+    The rule looks at the spacing before; where its largest is more than ``anisotropy`` times its smallest, the
+    axis of the largest is the coarse one. Else it looks at the spacing after in the same way. Two axes that
+    are equally coarse are none.
+    """
+
+    anisotropy: float = Field(3.0, ge=1)
+    interpolation: Literal["nearest", "linear"] = Field("nearest", description="along the coarse axis")
+
+
 class Resample(_Frozen):
     """Resamples to a spacing in mm, in the order of the recipe's orientation codes.
 
@@ -133,6 +174,10 @@ class Resample(_Frozen):
     `wetread.geometry.antialias_sigma`. ``alignment`` says, where the grid follows the volume's extent
     (tilings ``fitted`` and ``whole``), whether the outer voxel edges coincide (``edges``, as in nnU-Net) or
     the first voxel centres (``first``, as in MONAI's Spacing).
+
+    ``boundary`` says how a cubic spline continues beyond the first and last voxel: ``mirror`` (whole-sample)
+    or ``edge`` (the last value goes on, as in scikit-image's resize). ``limit`` keeps a cubic spline from
+    leaving the range of the values before it (of the slice, where the coarse axis is resampled separately).
     """
 
     local: ClassVar[bool] = True
@@ -141,6 +186,9 @@ class Resample(_Frozen):
     interpolation: Interpolation = "linear"
     antialias: bool = False
     alignment: Literal["edges", "first"] = "edges"
+    boundary: Literal["mirror", "edge"] = "mirror"
+    limit: bool = False
+    separate: Separate | None = None
 
     @model_validator(mode="after")
     def _positive(self) -> Resample:

@@ -44,6 +44,9 @@ class Grid:
         affine: 4×4, array index to LPS millimetres; finite and invertible.
         frame_of_reference: DICOM Frame of Reference UID, or an empty string.
         slices: one entry per index along axis 0 where the grid is that of source slices, else empty.
+        file_axes: for each array axis of a source volume, which axis of its file it is: ``i`` along which
+            neighbours lie next to each other, then ``j``, then ``k``. DICOM's [slice, row, column] is ``kji``,
+            arrays of NIfTI files are ``ijk``. Grids made from grids do not carry it on.
 
     Raises:
         GeometryError: a shape that is not positive, an affine that is not finite or is singular.
@@ -53,6 +56,7 @@ class Grid:
     affine: FloatArray
     frame_of_reference: str = ""
     slices: tuple[SliceRef, ...] = field(default=())
+    file_axes: str = "kji"
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
@@ -80,6 +84,8 @@ class Grid:
             raise GeometryError(
                 f"{len(self.slices)} slices for {shape[0]} positions along axis 0", code="GRID_SLICES"
             )
+        if sorted(self.file_axes) != ["i", "j", "k"]:
+            raise GeometryError(f"file_axes is {self.file_axes!r}, expected i, j and k once each")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
