@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from wetread.build.importers.base import Imported, ImportOptions
+from wetread.build.importers.kinds import is_bundle, is_checkpoint, is_program, is_torchscript
 from wetread.errors import GraphError
 
 
@@ -34,6 +35,10 @@ def _onnx(path: Path) -> bool:
 
 FORMATS: tuple[Format, ...] = (
     Format("ONNX file (.onnx)", _onnx, "wetread.build.importers.onnx", "import_onnx"),
+    Format("MONAI bundle", is_bundle, "wetread.build.importers.monai_bundle", "import_bundle"),
+    Format("PyTorch program (.pt2)", is_program, "wetread.build.importers.torch_program", "import_program"),
+    Format("TorchScript (.ts)", is_torchscript, "wetread.build.importers.torchscript", "import_torchscript"),
+    Format("PyTorch file (.pt)", is_checkpoint, "wetread.build.importers.checkpoint", "import_checkpoint"),
 )
 
 
