@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: S403 (only the error that PyTorch's restricted unpickler raises)
+from pickle import UnpicklingError
 from typing import Any
 
 from wetread.build.importers.base import Imported, ImportedNetwork, ImportOptions
@@ -25,10 +25,11 @@ _EXPRESSION = re.compile(r"^[\w\s+*/(),.<>=&|~-]*$")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _SYMBOL = re.compile(r"^(zs|zu|zf|zuf|s|u|f|us|i)\d+$")
 _SPELT = re.compile(r"Symbol\('(\w+)'(?:, \w+=(?:True|False))*\)")
-_FUNCTIONS = set(
-    "Abs And CeilDiv CeilToInt CleanDiv Eq FloatTrueDiv FloorDiv FloorToInt Ge Gt Identity IntTrueDiv "
-    "Le LShift Lt Max Min Mod ModularIndexing Ne Not Or PowByNatural PythonMod RoundToInt RShift "
-    "ToFloat TruncToInt Where Integer True False oo int_oo inf".split()
+_FUNCTION = re.compile(
+    r"^(Abs|And|CeilDiv|CeilToInt|CleanDiv|Eq|FloatTrueDiv|FloorDiv|FloorToInt|Ge|Gt|"
+    r"Identity|IntTrueDiv|Le|LShift|Lt|Max|Min|Mod|ModularIndexing|Ne|Not|Or|PowByNatural|"
+    r"PythonMod|RoundToInt|RShift|ToFloat|TruncToInt|Where|Integer|True|False|oo|int_oo|inf)$"
+)
 )
 _TARGET = re.compile(
     r"^(torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|_operator\.\w+|math\.\w+)$"
@@ -164,7 +165,7 @@ def _plain(expression: str) -> bool:
     return (
         bool(_EXPRESSION.match(expression))
         and not re.search(r"[A-Za-z_)]\s*\.", expression)  # no attribute of anything
-        and all(_SYMBOL.match(word) or word in _FUNCTIONS for word in words)
+        and all(_SYMBOL.match(word) or _FUNCTION.match(word) for word in words)
     )
 
 
