@@ -30,7 +30,6 @@ _FUNCTION = re.compile(
     r"Identity|IntTrueDiv|Le|LShift|Lt|Max|Min|Mod|ModularIndexing|Ne|Not|Or|PowByNatural|"
     r"PythonMod|RoundToInt|RShift|ToFloat|TruncToInt|Where|Integer|True|False|oo|int_oo|inf)$"
 )
-)
 _TARGET = re.compile(
     r"^(torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|_operator\.\w+|math\.\w+)$"
 )
