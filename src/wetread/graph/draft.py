@@ -55,13 +55,13 @@ class Draft:
         """Adds an initialiser of the array's own type (float8 as ml_dtypes has it); returns its name."""
         name = self.fresh(name)
         self.weights[name] = array
-        self._tensors[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self._tensors[name] = numpy_helper.from_array(np.array(array, order="C"), name)
         return name
 
     def set_weight(self, name: str, array: np.ndarray) -> None:
         """Puts other values, or another type, into an initialiser."""
         self.weights[name] = array
-        self._tensors[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self._tensors[name] = numpy_helper.from_array(np.array(array, order="C"), name)
 
     def add(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Adds a node with one output; returns the output's name, which is the node's too."""
