@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,12 +41,18 @@ class Evaluator:
             ) from error
         self._uses = Counter(name for node in self._session.rt_nodes_ for name in node.input)
 
-    def run(self, inputs: Mapping[str, np.ndarray], keep: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        keep: Sequence[str] = (),
+        watch: Callable[[str, np.ndarray], None] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Runs the network once.
 
         Args:
             inputs: arrays by name; floating-point ones are widened to float64.
             keep: names of inner values that are returned as well.
+            watch: is shown every value, by name, as soon as it is computed.
 
         Returns:
             Outputs and kept values by name; floating-point ones in float64.
@@ -74,6 +80,9 @@ class Evaluator:
                     where=f"{self._graph.where}: {node.op_type} {node.output[0]!r}",
                 ) from error
             values.update(zip(node.output, results, strict=False))
+            for name, result in zip(node.output, results, strict=False):
+                if watch is not None and name:
+                    watch(name, result)
             for name in node.input:
                 left[name] -= 1
                 if name and not left[name] and name not in wanted:
