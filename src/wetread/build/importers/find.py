@@ -10,6 +10,7 @@ from typing import cast
 
 from wetread.build.importers.base import Imported, ImportOptions
 from wetread.build.importers.kinds import is_bundle, is_checkpoint, is_program, is_torchscript
+from wetread.build.importers.nnunet_plans import is_nnunet
 from wetread.errors import GraphError
 
 
@@ -35,6 +36,7 @@ def _onnx(path: Path) -> bool:
 
 FORMATS: tuple[Format, ...] = (
     Format("ONNX file (.onnx)", _onnx, "wetread.build.importers.onnx", "import_onnx"),
+    Format("nnU-Net v2 results folder", is_nnunet, "wetread.build.importers.nnunet", "import_nnunet"),
     Format("MONAI bundle", is_bundle, "wetread.build.importers.monai_bundle", "import_bundle"),
     Format("PyTorch program (.pt2)", is_program, "wetread.build.importers.torch_program", "import_program"),
     Format("TorchScript (.ts)", is_torchscript, "wetread.build.importers.torchscript", "import_torchscript"),
