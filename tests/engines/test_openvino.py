@@ -14,7 +14,7 @@ import pytest
 
 from tests import networks
 from tests.engines.contract import WINDOW, EngineContract, images, poisoned, run
-from wetread.engines import Engine, make_engine
+from wetread.engines import Engine, make_engine, processor
 from wetread.engines.openvino import OpenVinoEngine, runtime
 from wetread.errors import (
     DeviceMemoryError,
@@ -242,11 +242,11 @@ def test_control_group_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     for text, expected in (("150000 100000", 2), ("max 100000", 64), ("nonsense", 64)):
         monkeypatch.setattr(Path, "read_text", lambda *_, text=text, **__: text)
-        assert runtime.available_threads() == expected
+        assert processor.available_threads() == expected
 
 
 def test_windows_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "available_bytes", lambda: 10 * 2**20)
+    monkeypatch.setattr(processor, "available_bytes", lambda: 10 * 2**20)
     engine = OpenVinoEngine(BIG.SerializeToString())
     engine.context((16, 16, 16)).close()
     with pytest.raises(DeviceMemoryError, match=r"\(64, 64, 64\) take 0\.0 GiB"):
@@ -260,11 +260,11 @@ def test_free_memory_is_the_least_of_system_and_control_group(monkeypatch: pytes
         "memory.current": "2097152",
     }
     monkeypatch.setattr(Path, "read_text", lambda self, **_: texts[self.name])
-    assert runtime.available_bytes() == 2**20
+    assert processor.available_bytes() == 2**20
     texts["memory.max"] = "max"
-    assert runtime.available_bytes() == 2 * 2**20
+    assert processor.available_bytes() == 2 * 2**20
     texts["meminfo"] = ""
-    assert runtime.available_bytes() is None
+    assert processor.available_bytes() is None
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wetread.engines import processor
 from wetread.engines.base import EngineInfo, LayerRun, TensorInfo
 from wetread.engines.common import Closing, Port, Shape3, check_network, check_output, check_window
 from wetread.engines.openvino import runtime
 from wetread.engines.openvino.context import OpenVinoContext
 from wetread.engines.openvino.dynamic import activation_estimate, bounded, reshape
 from wetread.engines.openvino.layers import layers_of
-from wetread.engines.processor import processor_text
-from wetread.errors import DeviceMemoryError, EngineError, EngineUnavailableError
+from wetread.errors import EngineError, EngineUnavailableError
 from wetread.package import ShapeProfile
 
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32", "float8": "f32"}
@@ -134,14 +134,14 @@ class OpenVinoEngine(Closing):
         config: dict[str, str | int | bool] = {"INFERENCE_PRECISION_HINT": hint}
         if device == "CPU":
             config["NUM_STREAMS"] = 1
-            config["INFERENCE_NUM_THREADS"] = threads or runtime.available_threads()
+            config["INFERENCE_NUM_THREADS"] = threads or processor.available_threads()
             config["ENABLE_CPU_PINNING"] = False  # several processes would be pinned to the same cores
         return config
 
     def _device_text(self, device: str) -> str:
         name = str(self._core.get_property(device, "FULL_DEVICE_NAME")).strip()
         threads = self._config.get("INFERENCE_NUM_THREADS")
-        name = processor_text(name) if device == "CPU" else name
+        name = processor.processor_text(name) if device == "CPU" else name
         return f"{device} ({name}, {threads} threads)" if threads else f"{device} ({name})"
 
     def _compile(self, shape: Shape3) -> Compiled:
@@ -164,7 +164,8 @@ class OpenVinoEngine(Closing):
                         self._where,
                         "use a window whose sizes are multiples of the network's strides",
                     ) from error
-                self._check_memory(shape, made.activations)
+                if self._device == "CPU":
+                    processor.check_memory(shape, made.activations, self._where)
                 self._compiled[shape] = made
                 copies = len({id(compiled.network) for compiled in self._compiled.values()})
                 self.bytes = self._weights * (1 + copies)
@@ -177,16 +178,6 @@ class OpenVinoEngine(Closing):
         assert self._shapes is not None
         model = bounded(self._ov, self._model, self.inputs, self._shapes)
         return self._core.compile_model(model, self._device, self._config)
-
-    def _check_memory(self, shape: tuple[int, int, int], activations: int) -> None:
-        """Refuses a window that would bring the system to kill the process in the middle of a reading."""
-        free = runtime.available_bytes()
-        if self._device == "CPU" and free is not None and activations > free:
-            raise DeviceMemoryError(
-                f"windows of {shape} take {activations / 2**30:.1f} GiB of activations, {free / 2**30:.1f} are free",
-                where=self._where,
-                todo="use a smaller window, or a machine with more memory",
-            )
 
     def context(self, shape: tuple[int, int, int], max_batch: int = 1) -> OpenVinoContext:
         """Makes a context for windows of the given spatial shape; compiles at the first of each shape.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +49,6 @@ def load() -> Any:
             if hide:
                 del sys.modules[_TELEMETRY]
     return openvino
-
-
-def available_threads() -> int:
-    """Processors that this process may use: its affinity, and the control group's quota rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            count = min(count, max(1, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        pass  # no control group, or one of version 1: affinity alone decides
-    return count
 
 
 def read_model(core: Any, source: Path | bytes, where: str) -> Any:
@@ -113,19 +99,6 @@ def failure(error: BaseException, what: str, where: str = "", todo: str = "") ->
             f"{what}: {reason}", where=where, todo="use a smaller window, or fewer contexts"
         )
     return EngineError(f"{what}: {reason}", where=where, todo=todo)
-
-
-def available_bytes() -> int | None:
-    """Memory that this process may still take: the system's, and the control group's; None where unknown."""
-    found: list[int] = []
-    with suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        found.append(1024 * int(text.split("MemAvailable:", 1)[1].split()[0]))
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
-    return min(found, default=None)
 
 
 def element_name(element: Any) -> str:
