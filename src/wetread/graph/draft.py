@@ -69,6 +69,11 @@ class Draft:
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
 
+    def cast(self, value: str, dtype: str, name: str) -> str:
+        """Adds a cast to a numpy type; returns the name of what it gives."""
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.add("Cast", [value], name, to=int(element))
+
     def rename_output(self, node: Node, number: int, name: str) -> None:
         """Gives an output of a node another name, without looking for who reads it."""
         node.output[number] = name

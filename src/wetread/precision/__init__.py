@@ -1,6 +1,7 @@
 """Precision: ranges observed on calibration cases, and graphs cast or quantised by them."""
 
 from wetread.precision.calibrate import CALIBRATORS, Calibrator
+from wetread.precision.half import to_half
 from wetread.precision.observe import observe
 from wetread.precision.placement import quantisable, quantised_tensors
 from wetread.precision.quantise import quantise
@@ -21,4 +22,5 @@ __all__ = [
     "quantisable",
     "quantise",
     "quantised_tensors",
+    "to_half",
 ]

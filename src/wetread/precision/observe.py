@@ -133,7 +133,7 @@ def _constant(graph: Graph) -> set[str]:
 
 def _channels_last(graph: Graph) -> set[str]:
     """Tensors whose channels lie along the last axis: what matrix products and layer norms read and write."""
-    kinds = {"Gemm", "MatMul", "LayerNormalization", "Softmax"}
+    kinds = {"Gemm", "MatMul", "LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"}
     return {n for node in graph.nodes if node.op_type in kinds for n in (node.input[0], node.output[0])}
 
 

@@ -14,8 +14,6 @@ BINS = 4096
 _CHUNK = 1 << 18
 _HALF_TINY = 2.0**-25
 """Magnitudes up to this become zero in float16 (half of its smallest number, ties to even)."""
-_HALF_NORMAL = 2.0**-14
-"""Smallest magnitude that float16 holds with all its digits."""
 
 
 class Histogram:
@@ -80,9 +78,9 @@ class TensorRange:
         count: values seen.
         minimum, maximum: smallest and largest value.
         channel_absmax: (channels,) largest magnitude of each channel.
-        square_sum: largest sum of squares over one channel of one window: what a norm adds up.
-        tiny: values other than 0 that float16 would turn into 0; subnormal: those it would hold with fewer
-            digits.
+        square_sum: largest sum of squares that a norm would add up: over one channel of one window, or over the
+            last axis with `channels_last`; summands: how many values that are.
+        zeros: values that were exactly 0; tiny: others that float16 would turn into 0.
         histogram: of magnitudes, or None.
     """
 
@@ -93,8 +91,9 @@ class TensorRange:
         self.maximum = -math.inf
         self.channel_absmax: NDArray[np.float64] = np.zeros(0)
         self.square_sum = 0.0
+        self.summands = 0
+        self.zeros = 0
         self.tiny = 0
-        self.subnormal = 0
         self.histogram = Histogram() if histogram else None
         self._sums: NDArray[np.float64] = np.zeros(0)
         self._squares: NDArray[np.float64] = np.zeros(0)
@@ -137,10 +136,11 @@ class TensorRange:
         self.maximum = max(self.maximum, float(high.max()))
         absmax = np.maximum(np.abs(low), np.abs(high)).astype(np.float64)
         self.channel_absmax = np.maximum(self.channel_absmax, absmax)
-        sums, squares = _moments(table, along)
+        sums, squares, rows = _moments(table, along)
         self._sums += sums
         self._squares += squares
-        self.square_sum = max(self.square_sum, float(squares.max()))
+        self.square_sum = max(self.square_sum, rows if self.channels_last else float(squares.max()))
+        self.summands = max(self.summands, table.shape[1])
         self._count_small(values)
         if self.histogram is not None:
             self.histogram.update(values, float(absmax.max()))
@@ -150,8 +150,8 @@ class TensorRange:
         for start in range(0, flat.size, _CHUNK):
             part = np.abs(flat[start : start + _CHUNK])
             zeros = part.size - int(np.count_nonzero(part))
+            self.zeros += zeros
             self.tiny += int(np.count_nonzero(part <= _HALF_TINY)) - zeros
-            self.subnormal += int(np.count_nonzero(part < _HALF_NORMAL)) - zeros
 
     def as_dict(self) -> dict[str, float]:
         """The figures as plain data."""
@@ -164,17 +164,21 @@ class TensorRange:
         }
 
 
-def _moments(table: NDArray[np.float32], along: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums and sums of squares along an axis: single precision in chunks, double between them."""
-    size = table.shape[along]
-    sums, squares = np.zeros(table.shape[1 - along]), np.zeros(table.shape[1 - along])
-    step = max(1, _CHUNK // max(1, table.shape[1 - along]))
+def _moments(
+    table: NDArray[np.float32], along: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Sums and sums of squares along an axis in float64, and the largest sum of squares of a row."""
+    size, others = table.shape[along], table.shape[1 - along]
+    sums, squares, largest = np.zeros(others), np.zeros(others), 0.0
+    step = max(1, _CHUNK // max(1, others))
     for start in range(0, size, step):
         part = table[start : start + step] if along == 0 else table[:, start : start + step]
         wide = part.astype(np.float64)
         sums += wide.sum(along)
         squares += np.einsum("ij,ij->j" if along == 0 else "ij,ij->i", wide, wide)
-    return sums, squares
+        if along == 0:
+            largest = max(largest, float(np.einsum("ij,ij->i", wide, wide).max()))
+    return sums, squares, largest
 
 
 class Ranges(Mapping[str, TensorRange]):
