@@ -159,6 +159,12 @@ class NotFiniteError(EngineError):
     default_code = "NOT_FINITE"
 
 
+class RegressionError(WetreadError):
+    """A row of the bench is worse than in the baseline, beyond the measured noise."""
+
+    default_code = "REGRESSION"
+
+
 class OutputError(WetreadError):
     """A result could not be written, or did not read back as it was written."""
 
@@ -192,6 +198,7 @@ STATUS: dict[type[WetreadError], Status] = {
     EngineUnavailableError: Status(31, "UNAVAILABLE", 503),
     DeviceMemoryError: Status(32, "RESOURCE_EXHAUSTED", 503),
     NotFiniteError: Status(33, "INTERNAL", 500),
+    RegressionError: Status(34, "FAILED_PRECONDITION", 409),
     OutputError: Status(40, "RESOURCE_EXHAUSTED", 507),
 }
 

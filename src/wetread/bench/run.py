@@ -1,0 +1,280 @@
+"""The bench of a package: which rows there are, and one run of all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wetread.bench.accuracy import Accuracy, Answer, answer, compare
+from wetread.bench.drive import RowFailedError, Timed, Worker, take_turns
+from wetread.bench.inputs import BenchCase, open_case
+from wetread.bench.rows import Bench, Row, machine, timing_figures
+from wetread.bench.task import Task
+from wetread.engines.registry import resolve
+from wetread.errors import EngineUnavailableError, PackageError
+from wetread.geometry import cpu_count
+from wetread.package import Package
+
+Progress = Callable[[str, int, int], None]
+Scope = Literal["auto", "case", "windows"]
+TOLERANCE = 1e-3
+"""Largest output difference of a float32 row; float32 through some fifty layers leaves about 1e-5."""
+
+_REFERENCES = ("ONNX Runtime float32", "OpenVINO float32", "wetread float32", "PyTorch eager float32")
+_DEVICES = ("cuda", "tensorrt")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How a package is measured.
+
+    Attributes:
+        reference: float32 network that the package was made from: an ONNX file or a package; None where the
+            package is float32 itself.
+        case: study; None takes a chest phantom.
+        windows: how many windows are drawn from it.
+        turns, per_turn: counted turns of each row, and windows in each.
+        threads: of every runtime; 0 for all cores.
+        accuracy_over: ``case`` reads all its windows with every row, ``windows`` compares the drawn ones, ``auto``
+            takes the case where that needs no more than `case_seconds` in all.
+        case_seconds: see there.
+        allow_failed_gate: run a package whose gate was not passed.
+        timeout_s: longest wait for one answer of a row.
+    """
+
+    reference: Path | None = None
+    case: Path | None = None
+    windows: int = 8
+    turns: int = 10
+    per_turn: int = 2
+    threads: int = 0
+    accuracy_over: Scope = "auto"
+    case_seconds: float = 120.0
+    allow_failed_gate: bool = False
+    timeout_s: float = 900.0
+
+
+DEFAULT_OPTIONS = BenchOptions()
+
+
+def bench_package(
+    source: Package | Path | str, options: BenchOptions = DEFAULT_OPTIONS, progress: Progress | None = None
+) -> Bench:
+    """Measures a package beside the runtimes that its users have.
+
+    Args:
+        source: the package, its directory, or the name of an embedded one.
+        options: see there.
+        progress: called with (stage, done, total).
+
+    Raises:
+        PackageError: it or the reference cannot be opened, or the reference is not float32.
+        InputError: the case cannot be read.
+    """
+    package = source if isinstance(source, Package) else Package.open(source)
+    options = replace(options, threads=options.threads or cpu_count())
+    case = open_case(package.recipe, options.case, options.threads)
+    inputs = case.windows(options.windows)
+    tasks, absent = plan_rows(package, options, (inputs.shape[2], inputs.shape[3], inputs.shape[4]))
+    name = {
+        "name": package.name,
+        "version": package.version,
+        "hash": package.hash,
+        "precision": package.precision,
+    }
+    return replace(run_rows(tasks, case, inputs, options, absent=absent, progress=progress), package=name)
+
+
+def plan_rows(
+    package: Package, options: BenchOptions, window: tuple[int, int, int]
+) -> tuple[list[Task], list[Row]]:
+    """The rows that can be tried, and those of which it is known beforehand that they cannot run, and why."""
+    tasks: list[Task] = []
+    absent: list[Row] = []
+    original = _reference(package, options.reference)
+    blank = Task(
+        "", "float32", "wetread", (), window, len(package.recipe.channels), options.threads,
+        allow_failed_gate=options.allow_failed_gate,
+    )  # fmt: skip
+    for engine, kind in (
+        ("PyTorch eager", "torch-eager"),
+        ("PyTorch TorchScript", "torch-script"),
+        ("ONNX Runtime", "onnxruntime"),
+        ("OpenVINO", "openvino"),
+        ("wetread", "wetread"),
+    ):
+        if original is None:
+            why = f"the package is {package.precision}: name the float32 network with --reference"
+            absent.append(Row(engine, "float32", problem=why))
+            continue
+        task = replace(blank, engine=engine, kind=kind, networks=original.networks)  # type: ignore[arg-type]
+        if kind == "wetread":
+            task = replace(task, package=original.package, optimise=not original.package)
+        tasks.append(task)
+    own = tuple(str(package.model_path(i)) for i in range(len(package.models)))
+    mine = replace(blank, networks=own, package=str(package.path), precision=package.models[0].precision)
+    if mine.precision == "float32":
+        why = "the package is float32; `wetread build --precision int8` makes one that is not"
+        absent.append(Row("wetread", "int8", problem=why))
+    else:
+        tasks.append(replace(mine, engine="wetread"))
+    for backend in _DEVICES:
+        try:
+            resolve(backend)
+            tasks.append(replace(mine, engine=f"wetread {backend}", backend=backend))
+        except EngineUnavailableError as error:
+            absent.append(Row(f"wetread {backend}", mine.precision, problem=str(error)))
+    return tasks, absent
+
+
+@dataclass(frozen=True)
+class _Original:
+    networks: tuple[str, ...]
+    package: str = ""
+
+
+def _reference(package: Package, path: Path | None) -> _Original | None:
+    """The float32 networks to compare with; None where there are none."""
+    if path is not None and path.is_file():
+        return _Original((str(path),))
+    other = package if path is None else Package.open(path)
+    if other.precision == "float32":
+        files = tuple(str(other.model_path(i)) for i in range(len(other.models)))
+        return _Original(files, str(other.path))
+    if path is None:
+        return None
+    raise PackageError(
+        f"the reference is {other.precision}, expected float32",
+        where=str(path),
+        todo="name the float32 package or the ONNX file that this package was made from",
+    )
+
+
+def run_rows(
+    tasks: Sequence[Task],
+    case: BenchCase,
+    inputs: NDArray[np.float32],
+    options: BenchOptions,
+    *,
+    absent: Sequence[Row] = (),
+    progress: Progress | None = None,
+) -> Bench:
+    """Runs rows on one case: starts them, compares what they return, then times them in turns.
+
+    Args:
+        tasks: the rows, each of its own name.
+        case: what is read.
+        inputs: windows of the case, (n, channels, *window).
+        options: turns and scope; ``threads`` is resolved.
+        absent: rows that are known not to run.
+        progress: called with (stage, done, total).
+    """
+    report = progress if progress is not None else _silent
+    problems: dict[str, str] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wetread-bench-")))
+        workers: list[Worker] = []
+        for number, task in enumerate(tasks):
+            try:
+                workers.append(
+                    stack.enter_context(Worker(task, folder / str(number), inputs, options.timeout_s))
+                )
+            except RowFailedError as error:
+                problems[task.key] = str(error)
+            report("start", number + 1, len(tasks))
+        whole = _whole_case(workers, case, options)
+        answers = _answers(workers, case, len(inputs), whole, problems)
+        reference = next((key for key in _REFERENCES if key in answers), "")
+        found = {
+            key: compare(case.recipe, item, answers[reference]) for key, item in answers.items() if reference
+        }
+        for key, item in found.items():
+            if key.endswith("float32") and item.output_difference > TOLERANCE:
+                problems[key] = (
+                    f"its outputs differ from {reference} by {item.output_difference:.2g}: not timed"
+                )
+        running = [worker for worker in workers if worker.task.key not in problems]
+        report("time", 0, 1)
+        timed = take_turns(running, len(inputs), options.turns, options.per_turn)
+        report("time", 1, 1)
+        problems |= {key: str(error) for key, error in timed.failed.items()}
+        rows = {
+            worker.task.key: _row(worker, timed, found)
+            for worker in running
+            if worker.task.key in timed.seconds
+        }
+        versions: dict[str, str] = {}
+        for worker in running:
+            versions |= worker.ready["versions"]
+    listed = [
+        rows.get(task.key) or Row(task.engine, task.precision, problem=problems.get(task.key, ""))
+        for task in tasks
+    ]
+    return Bench(
+        rows=(*listed, *absent),
+        package={"name": case.recipe.name, "version": case.recipe.version},
+        case={"name": case.name, "accuracy_over": "the whole case" if whole else f"{len(inputs)} windows"},
+        compared_with=reference,
+        machine=machine(options.threads),
+        versions=versions,
+        settings={
+            "window": list(inputs.shape[2:]),
+            "windows": len(inputs),
+            "turns": options.turns,
+            "windows_per_turn": options.per_turn,
+        },
+    )
+
+
+def _whole_case(workers: Sequence[Worker], case: BenchCase, options: BenchOptions) -> bool:
+    """Whether accuracy is taken over all windows of the case, by what one window of each row costs."""
+    if case.recipe.task == "classification" or options.accuracy_over == "windows":
+        return False
+    if options.accuracy_over == "case":
+        return True
+    count = len(case.sweep(case.recipe.output_channels).ready())
+    spent = 0.0
+    for worker in workers:
+        try:
+            spent += count * worker.run([0])[0]
+        except RowFailedError:
+            continue  # it will fail again, where it is reported
+    return spent <= options.case_seconds
+
+
+def _answers(
+    workers: Sequence[Worker], case: BenchCase, windows: int, whole: bool, problems: dict[str, str]
+) -> dict[str, Answer]:
+    """What each row returns; rows that fail are noted in ``problems``."""
+    found: dict[str, Answer] = {}
+    for worker in workers:
+        try:
+            found[worker.task.key] = answer(worker, case, windows, whole_case=whole)
+        except RowFailedError as error:
+            problems[worker.task.key] = str(error)
+    return found
+
+
+def _row(worker: Worker, timed: Timed, found: dict[str, Accuracy]) -> Row:
+    key = worker.task.key
+    figures: dict[str, float | int | None] = dict(timing_figures(timed.seconds[key]))
+    figures["peak_memory_mib"] = round(worker.peak_memory_mib(), 1)
+    figures["load_memory_mib"] = round(float(worker.ready["load_memory_mib"]), 1)
+    figures["size_mib"] = round(float(worker.ready["size_mib"]), 3)
+    accuracy = found.get(key)
+    if accuracy is not None:
+        figures["dice"] = None if accuracy.dice is None else round(accuracy.dice, 6)
+        figures["agreement"] = round(accuracy.agreement, 7)
+        figures["output_difference"] = float(f"{accuracy.output_difference:.3g}")
+    return Row(worker.task.engine, worker.task.precision, figures, layers=worker.ready["layers"])
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress for nobody."""
