@@ -23,6 +23,7 @@ class ImportOptions:
         window: spatial shape that a network without a recipe is exported for; None asks the recipe.
         dynamic: spatial axes stay free in the exported graph.
         optimise: exporters fold what they can by themselves; False leaves it to the passes.
+        derive: a recipe is derived where the format has what it takes; False where the user gives one.
     """
 
     trust: bool = False
@@ -34,6 +35,7 @@ class ImportOptions:
     window: tuple[int, int, int] | None = None
     dynamic: bool = False
     optimise: bool = False
+    derive: bool = True
 
 
 @dataclass(frozen=True)
