@@ -8,7 +8,8 @@ from tests.conftest import ball_recipe
 from wetread.errors import NotFiniteError, SelectionError, StudyNotFoundError
 from wetread.inference import Sweep
 from wetread.inference.windows import Window
-from wetread.precision.windows import calibration_windows, drawn, load_channels
+from wetread.precision.windows import calibration_windows, drawn
+from wetread.reading.flow import load_inputs
 from wetread.recipe import load_recipe
 
 
@@ -42,7 +43,7 @@ def test_lattice_windows_are_those_of_a_reading(ball_study):
     recipe = load_recipe(ball_recipe())
     found = list(calibration_windows(recipe, [ball_study], per_case=5, threads=1))
     assert [w.case for w in found] == [str(ball_study)] * 5
-    item = load_channels(recipe, ball_study)[0]
+    item = load_inputs(ball_study, recipe).loaded[0]
     sweep = Sweep(recipe, item.volume.grid, 1, "CT")
     sweep.add(0, item.volume.voxels)
     run = []

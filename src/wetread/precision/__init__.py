@@ -1,6 +1,7 @@
 """Precision: ranges observed on calibration cases, and graphs cast or quantised by them."""
 
 from wetread.precision.calibrate import CALIBRATORS, Calibrator
+from wetread.precision.coverage import CaseFacts, CoverageReport, coverage, scan_facts
 from wetread.precision.half import to_half
 from wetread.precision.observe import observe
 from wetread.precision.placement import quantisable, quantised_tensors
@@ -13,14 +14,18 @@ __all__ = [
     "CALIBRATORS",
     "CalibrationWindow",
     "Calibrator",
+    "CaseFacts",
+    "CoverageReport",
     "LayerPrecision",
     "PrecisionReport",
     "Ranges",
     "TensorRange",
     "calibration_windows",
+    "coverage",
     "observe",
     "quantisable",
     "quantise",
     "quantised_tensors",
+    "scan_facts",
     "to_half",
 ]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from wetread.errors import NotFiniteError, PixelError, SelectionError
 from wetread.inference import Sweep, Window
-from wetread.reading.select import choose
-from wetread.reading.source import Loaded, open_source
+from wetread.reading.flow import load_inputs
+from wetread.reading.source import Loaded
 from wetread.recipe import Recipe
 
 TRUTH_FILE = "truth.nii.gz"
@@ -99,7 +99,7 @@ def drawn(windows: Sequence[Window], count: int, rng: np.random.Generator) -> li
 def _swept(recipe: Recipe, case: Path, threads: int | None) -> Sweep:
     """The case with all its slices prepared."""
     try:
-        loaded = load_channels(recipe, case, threads)
+        loaded = load_inputs(case, recipe, threads=threads or 0, ignore=(TRUTH_FILE,)).loaded
     except PixelError as error:
         if error.code == "VOXELS_NOT_FINITE":
             raise _not_finite(f"the image ({error.what})", case) from error
@@ -114,17 +114,6 @@ def _swept(recipe: Recipe, case: Path, threads: int | None) -> Sweep:
     for channel, item in enumerate(loaded):
         sweep.add(0, item.volume.voxels, channel)
     return sweep
-
-
-def load_channels(recipe: Recipe, case: Path, threads: int | None = None) -> list[Loaded]:
-    """The volume of each of the recipe's channels.
-
-    Raises:
-        InputError: as `open_source`, `choose` and `load` raise them.
-    """
-    with open_source(case, ignore=(TRUTH_FILE,)) as source:
-        choices, _ = choose(recipe, source.candidates())
-        return [source.load(choice.index, threads=threads) for choice in choices]
 
 
 def _modality(recipe: Recipe, loaded: Sequence[Loaded]) -> str:
