@@ -8,11 +8,13 @@ than to store.
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from wetread.graph.passes.base import Pass
 from wetread.graph.passes.library import quiet
-from wetread.graph.passes.network import Network
+from wetread.graph.passes.network import Network, ints
 
 LIMIT = 1 << 18
 """Elements that a folded constant may have (1 MiB in float32), unless it replaces as many."""
@@ -49,5 +51,10 @@ class FoldPass(Pass):
 
 
 def _foldable(node: ir.Node) -> bool | None:
-    """Quantised weights stay as they are stored; everything else is for the library to decide."""
-    return False if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+    """Quantised weights stay as they are stored; small fills are folded; the rest is for the library to decide."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return False
+    if node.op_type == "ConstantOfShape":
+        sizes = ints(node.inputs[0])
+        return sizes is not None and math.prod(sizes) <= LIMIT
+    return None

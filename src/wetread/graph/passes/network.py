@@ -58,7 +58,7 @@ class Network:
         taken, unique, i = self.graph.initializers, name, 1
         while unique in taken:
             unique, i = f"{name}.{i}", i + 1
-        tensor = ir.Tensor(np.ascontiguousarray(array), name=unique)
+        tensor = ir.Tensor(np.asarray(array, order="C"), name=unique)
         value = ir.Value(
             name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )

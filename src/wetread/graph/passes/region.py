@@ -92,7 +92,7 @@ def evaluate_region(
             for name in region.inputs
         ],
         [_output(name, types) for name in computed],
-        [numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in region.constants.items()],
+        [numpy_helper.from_array(np.asarray(a, order="C"), n) for n, a in region.constants.items()],
     )
     opsets = [helper.make_opsetid(d, v) for d, v in view.model.graph.opset_imports.items()]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=view.model.ir_version)
