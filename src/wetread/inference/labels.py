@@ -205,11 +205,12 @@ def restoring_method(recipe: Recipe, source: Grid) -> Method:
         source: grid of the mask.
     """
     separate, step = recipe.restore.separate, recipe.resample
+    interpolation = recipe.restore.interpolation
     if separate is None or step is None:
-        return LINEAR
+        return Method(interpolation)
     turned = Orientation.of_grid(source, recipe.orientation).grid(source)
     coarse = coarse_axis(step.spacing_mm, turned.spacing_mm, separate.anisotropy)
-    return Method("linear", coarse=coarse, along=separate.interpolation)
+    return Method(interpolation, coarse=coarse, along=separate.interpolation)
 
 
 class LabelWriter:

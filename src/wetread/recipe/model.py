@@ -144,13 +144,15 @@ class Label(_Frozen):
 
 
 class Restore(_Frozen):
-    """How outputs go back to the source grid before labels are read off; along each axis linearly.
+    """How outputs go back to the source grid before labels are read off.
 
     ``of``: probabilities are interpolated, or the network's outputs before activation (``logits``, as nnU-Net
-    does). ``separate``: the coarse axis by itself.
+    does). ``interpolation``: ``nearest`` gives the same labels as bringing back a mask of labels (MONAI's
+    Invert after AsDiscrete). ``separate``: the coarse axis by itself.
     """
 
     of: Literal["probabilities", "logits"] = "probabilities"
+    interpolation: Literal["linear", "nearest"] = "linear"
     separate: Separate | None = None
 
 
