@@ -106,10 +106,15 @@ def place(graph: Graph, released: Collection[str] = ()) -> Placement:
     for site in _sites(graph, makers):
         if isinstance(site, tuple):
             declined[site[0]] = site[1]
+            continue
+        traced = {part: _traced(part, makers, graph.weights) for part in site.parts}
+        if any(_wrong_after_concat(at, makers) for at, _ in traced.values()):
+            declined[site.name] = "reads a concatenation in a way that OpenVINO quantises wrongly"
         elif site.name not in released:
             found.append(site)
-            for part in site.parts:
-                sources[part] = _traced(part, makers, graph.weights, moving)
+            for part, (at, path) in traced.items():
+                sources[part] = at
+                moving.update(path)
     order = {name: number for number, name in enumerate((*(e.name for e in graph.inputs), *makers))}
     tensors = tuple(sorted(set(sources.values()), key=order.__getitem__))
     return Placement(tuple(found), tensors, sources, frozenset(moving), declined)
@@ -163,8 +168,8 @@ def _parts(
     names = _joined(concat, makers)
     if len(names) > MOST_PARTS:
         return names, (), f"of {len(names)} tensors"
-    channel_axes = {"Conv": (1, -4), "ConvTranspose": (1, -4), "Gemm": (1, -1)}.get(node.op_type, (-1,))
-    if attributes(concat)["axis"] not in channel_axes:
+    channel_axes = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, -1)}.get(node.op_type, (-1,))
+    if _axis(concat) not in channel_axes:
         return names, (), "along another axis than the channels"
     if attributes(node).get("group", 1) != 1:
         return names, (), "by a convolution with groups"
@@ -179,27 +184,39 @@ def _joined(concat: Node, makers: Mapping[str, Node]) -> tuple[str, ...]:
     names: list[str] = []
     for name in concat.input:
         maker = makers.get(name)
-        inner = maker is not None and maker.op_type == "Concat"
-        if inner and maker is not None and attributes(maker)["axis"] == attributes(concat)["axis"]:
+        if maker is not None and maker.op_type == "Concat" and _axis(maker) == _axis(concat):
             names.extend(_joined(maker, makers))
         else:
             names.append(name)
     return tuple(names)
 
 
+def _axis(concat: Node) -> int:
+    """The axis that it joins along; volumes have five, so −4 is the channels' 1."""
+    axis = int(attributes(concat)["axis"])
+    return 1 if axis == -4 else axis
+
+
 def _traced(
-    name: str, makers: Mapping[str, Node], weights: Mapping[str, np.ndarray], moving: set[str]
-) -> str:
-    """The tensor that `name` is moved from; adds the names of the nodes between to `moving`.
+    name: str, makers: Mapping[str, Node], weights: Mapping[str, NDArray[Any]]
+) -> tuple[str, tuple[str, ...]]:
+    """The tensor that `name` is moved from, and the names of the nodes between.
 
     It ends behind a concatenation: a rounding before that would bring back the fault that `place` speaks of.
     """
-    path: list[Node] = []
+    path: list[str] = []
     at = name
     while at in makers and makers[at].op_type in MOVING and len(makers[at].output) == 1:
-        path.append(makers[at])
+        path.append(makers[at].name)
         at = makers[at].input[0]
     if at in weights or (at in makers and makers[at].op_type == "Concat"):
-        return name
-    moving.update(node.name for node in path)
-    return at
+        return name, ()
+    return at, tuple(path)
+
+
+def _wrong_after_concat(name: str, makers: Mapping[str, Node]) -> bool:
+    """Whether a tensor is a concatenation or its ReLU: OpenVINO moves a rounding after these in front of them."""
+    maker = makers.get(name)
+    if maker is not None and maker.op_type == "Relu":
+        maker = makers.get(maker.input[0])
+    return maker is not None and maker.op_type == "Concat"
