@@ -169,7 +169,8 @@ class Config:
             return self._reference(text_[1:], key, depth)
         if text_.startswith("$"):
             found = self._expression(text_[1:], key, depth)
-            if isinstance(found, Unknown) and self._evaluate is not None:
+            function = text_[1:].lstrip().startswith("lambda")  # told by its text, never by calling it
+            if isinstance(found, Unknown) and self._evaluate is not None and not function:
                 return self._evaluate(key)
             return found
         return text

@@ -325,13 +325,10 @@ def _shift(component: Component, chain: Chain, channels: tuple[int, ...]) -> Non
 
 def _crop(component: Component, chain: Chain, channels: tuple[int, ...]) -> None:
     select, threshold = component.arguments.get("select_fn"), 0.0
-    if isinstance(select, Unknown):
-        found = _ABOVE.match(select.text)
-        if found is None:
-            raise refuse(component, f"selects by {select.text}")
+    if isinstance(select, Unknown) and (found := _ABOVE.match(select.text)):
         threshold = float(found.group(2))
-    elif select is not None and not callable(select):
-        raise refuse(component, f"selects by {select!r}")
+    elif select is not None and getattr(select, "text", "").rsplit(".", 1)[-1] != "is_positive":
+        raise refuse(component, f"selects by {getattr(select, 'text', select)!r}")
     source, margin = component.get("source_key"), component.get("margin", 0)
     if source not in (None, *chain.keys) or channels:
         raise refuse(component, f"crops by {source!r}, or some channels only")
