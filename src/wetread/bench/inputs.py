@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from wetread.bench.phantom import make_phantom
 from wetread.errors import SelectionError
 from wetread.inference import Sweep, Window
-from wetread.precision.windows import drawn, load_channels
+from wetread.precision.windows import TRUTH_FILE, drawn
+from wetread.reading.flow import load_inputs
 from wetread.recipe import Recipe
 from wetread.volume import Volume
 
@@ -90,7 +91,7 @@ def open_case(recipe: Recipe, case: Path | None, threads: int | None = None) -> 
         InputError: the case cannot be read, or no series of it suits the recipe.
     """
     if case is not None:
-        loaded = load_channels(recipe, case, threads)
+        loaded = load_inputs(case, recipe, threads=threads or 0, ignore=(TRUTH_FILE,)).loaded
         return BenchCase(recipe, case.name, tuple(item.volume for item in loaded), threads)
     volume = make_phantom(PHANTOM_SEED).volume()
     return BenchCase(recipe, f"chest phantom {PHANTOM_SEED}", (volume,) * len(recipe.channels), threads)
