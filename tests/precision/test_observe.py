@@ -126,8 +126,15 @@ def test_groups_hold_what_fits():
         n: TensorEntry(name=n, shape=(1, s), dtype="float32")
         for n, s in zip("abcd", (10, 10, 50, 5), strict=True)
     }
-    assert list(groups(entries, 100)) == [["a", "b"], ["c"], ["d"]]
-    assert [name for group in groups(entries, 1) for name in group] == list("abcd")
+    assert list(groups(entries, 240)) == [["a", "b", "c", "d"]]  # 300 bytes: three times the largest is 600
+    entries = {name: entry for name, entry in entries.items() if name != "c"}
+    assert list(groups(entries, 1)) == [["a", "b", "d"]]
+    assert list(groups(dict.fromkeys("abcdefg", entries["a"]), 1)) == [
+        ["a", "b", "c"],
+        ["d", "e", "f"],
+        ["g"],
+    ]
+    assert list(groups(dict.fromkeys("abcdefg", entries["a"]), 5 * 40)) == [list("abcde"), list("fg")]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -16,8 +16,8 @@ from wetread.precision.placement import quantised_tensors
 from wetread.precision.ranges import Ranges, TensorRange
 from wetread.precision.windows import CalibrationWindow
 
-GROUP_BYTES = 384 << 20
-"""Most bytes of inner tensors that are held at once, unless one alone is larger."""
+GROUP_BYTES = 512 << 20
+"""Most bytes of inner tensors that are held at once, unless the largest are so large that three are more."""
 
 CHUNK_BYTES = 128 << 20
 """Most bytes of windows that wait while the groups of tensors take their turns."""
@@ -77,9 +77,13 @@ def observe(
 
 
 def groups(entries: dict[str, TensorEntry], limit: int = GROUP_BYTES) -> Iterator[list[str]]:
-    """Runs of tensors whose float32 values take at most `limit` bytes together, each of at least one."""
+    """Runs of tensors whose float32 values take at most `limit` bytes together, or three times the largest.
+
+    Each run costs a pass of the network. Where a tensor is very large, so is what the engine itself holds.
+    """
     names: list[str] = []
     held = 0
+    limit = max(limit, 3 * max((4 * elements(entry) for entry in entries.values()), default=0))
     for name, entry in entries.items():
         size = 4 * elements(entry)
         if names and held + size > limit:
