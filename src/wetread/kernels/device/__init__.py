@@ -1,0 +1,1 @@
+"""Triton code that runs on the device. Imported only where a kernel is launched: it needs triton."""

@@ -1,0 +1,219 @@
+"""Three-dimensional convolutions, channels last, as implicit matrix products.
+
+Four families compute the same function and differ in how activations reach the tensor cores:
+
+gather   pointers with masks: any kernel, stride, dilation and size, any number of channels
+taps     one descriptor load for each of the 27 taps
+planes   accumulators for TD planes; a loaded plane feeds its three depth taps
+pairs    planes, and two neighbours along W as one row (K = 4·C, N = 2·CO)
+
+Descriptors return zero outside the tensor, which is the padding; stores outside are dropped.
+"""
+
+import triton
+import triton.language as tl
+
+from wetread.kernels.device.epilogue import add_sums, finish, narrow, put
+
+
+@triton.jit
+def gather_steps(
+    acc, x_ptr, w_ptr, base, d0, h0, w0, row_ok, lo, hi, D, H, W, xd, xh, xw, cols, cols_ok, CO,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Adds the steps lo..hi (tap-major, then blocks of channels) of one input."""
+    NK: tl.constexpr = (C + BK - 1) // BK
+    k = tl.arange(0, BK)
+    for it in range(lo, hi):
+        tap = it // NK
+        ks = (it % NK) * BK + k
+        d = d0 + (tap // (KH * KW)) * DIL
+        h = h0 + ((tap // KW) % KH) * DIL
+        w = w0 + (tap % KW) * DIL
+        ok = row_ok & (d >= 0) & (d < D) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        at = base + d * xd + h * xh + w * xw
+        if C % BK == 0:
+            a = tl.load(x_ptr + at[:, None] + ks[None, :], mask=ok[:, None], other=0.0)
+            b = tl.load(w_ptr + (tap * CO + cols)[None, :] * C + ks[:, None], mask=cols_ok[None, :], other=0.0)
+        else:
+            k_ok = ks < C
+            a = tl.load(x_ptr + at[:, None] + ks[None, :], mask=ok[:, None] & k_ok[None, :], other=0.0)
+            b = tl.load(
+                w_ptr + (tap * CO + cols)[None, :] * C + ks[:, None], mask=cols_ok[None, :] & k_ok[:, None], other=0.0
+            )
+        acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
+def gather(
+    x0_ptr, x1_ptr, w0_ptr, w1_ptr, y_ptr, scale_ptr, bias_ptr, sums_ptr, inverse,
+    D, H, W, DO, HO, WO, x0n, x0d, x0h, x0w, x1n, x1d, x1h, x1w, yn, yd, yh, yw, part, sums_n, sums_r, CO,
+    C0: tl.constexpr, C1: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    S: tl.constexpr, DIL: tl.constexpr, PAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SLOPE: tl.constexpr,
+    STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Rows of a tile are voxels in storage order; grid (blocks of CO · tiles, batch, splits of K)."""
+    NB = tl.cdiv(CO, BN)
+    pid = tl.program_id(0)
+    n = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    rows = (pid // NB) * BM + tl.arange(0, BM)
+    cols = (pid % NB) * BN + tl.arange(0, BN)
+    cols_ok = cols < CO
+    row_ok = rows < DO * HO * WO
+    wo = rows % WO
+    ho = (rows // WO) % HO
+    do = rows // (WO * HO)
+    taps: tl.constexpr = KD * KH * KW
+    n0: tl.constexpr = taps * ((C0 + BK - 1) // BK)
+    n1: tl.constexpr = taps * ((C1 + BK - 1) // BK)
+    lo = split * (n0 + n1) // SPLITS
+    hi = (split + 1) * (n0 + n1) // SPLITS
+    d0 = do * S - PAD
+    h0 = ho * S - PAD
+    w0 = wo * S - PAD
+    zero = tl.zeros((BM,), tl.int32)
+    acc = tl.zeros((BM, BN), dtype=ACC)
+    acc = gather_steps(
+        acc, x0_ptr + n * x0n, w0_ptr, zero, d0, h0, w0, row_ok, lo, tl.minimum(hi, n0), D, H, W, x0d, x0h, x0w,
+        cols, cols_ok, CO, C0, KH, KW, DIL, BK,
+    )  # fmt: skip
+    if C1 > 0:
+        acc = gather_steps(
+            acc, x1_ptr + n * x1n, w1_ptr, zero, d0, h0, w0, row_ok, tl.maximum(lo - n0, 0), hi - n0, D, H, W,
+            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, DIL, BK,
+        )  # fmt: skip
+    y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED, BIASED, SLOPE)
+    if STATS:
+        at = sums_ptr + (pid // NB) % REPLICAS * sums_r + n * sums_n
+        add_sums((y,), (row_ok,), 1, at, cols, cols_ok)
+    offset = do * yd + ho * yh + wo * yw
+    to = y_ptr + split.to(tl.int64) * part + n * yn + offset[:, None] + cols[None, :]
+    tl.store(to, narrow(y, inverse, OUT), mask=row_ok[:, None] & cols_ok[None, :])
+
+
+@triton.jit
+def taps_steps(acc, x_desc, w_desc, n, d0, h0, w0, c0, lo, hi, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+               BK: tl.constexpr):  # fmt: skip
+    NK: tl.constexpr = (C + BK - 1) // BK
+    for it in range(lo, hi):
+        tap = it // NK
+        kc = (it % NK) * BK
+        a = x_desc.load([n, d0 + tap // 9 - 1, h0 + (tap // 3) % 3 - 1, w0 + tap % 3 - 1, kc]).reshape(BM, BK)
+        b = w_desc.load([tap, c0, kc]).reshape(BN, BK)
+        acc = tl.dot(a, b.T, acc, out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
+def taps(
+    x0_desc, x1_desc, w0_desc, w1_desc, y_desc, scale_ptr, bias_ptr, sums_ptr, inverse,
+    D, H, W, sums_n, sums_r, CO, part,
+    C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
+    BIASED: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """3×3×3, stride 1, pad 1: one load a tap. With splits, y is [SPLITS·N, D, H, W, CO] of float32."""
+    NB = tl.cdiv(CO, BN)
+    pid = tl.program_id(0)
+    n = tl.program_id(1)
+    split = tl.program_id(2)
+    c0 = (pid % NB) * BN
+    tile = pid // NB
+    nw = tl.cdiv(W, TW)
+    nh = tl.cdiv(H, TH)
+    w0 = (tile % nw) * TW
+    h0 = ((tile // nw) % nh) * TH
+    d0 = (tile // (nw * nh)) * TD
+    BM: tl.constexpr = TD * TH * TW
+    n0: tl.constexpr = 27 * ((C0 + BK - 1) // BK)
+    n1: tl.constexpr = 27 * ((C1 + BK - 1) // BK)
+    acc = tl.zeros((BM, BN), dtype=ACC)
+    if SPLITS == 1:
+        acc = taps_steps(acc, x0_desc, w0_desc, n, d0, h0, w0, c0, 0, n0, C0, BM, BN, BK)
+        if C1 > 0:
+            acc = taps_steps(acc, x1_desc, w1_desc, n, d0, h0, w0, c0, 0, n1, C1, BM, BN, BK)
+    else:
+        lo = split * (n0 + n1) // SPLITS
+        hi = (split + 1) * (n0 + n1) // SPLITS
+        acc = taps_steps(acc, x0_desc, w0_desc, n, d0, h0, w0, c0, lo, tl.minimum(hi, n0), C0, BM, BN, BK)
+        if C1 > 0:
+            acc = taps_steps(acc, x1_desc, w1_desc, n, d0, h0, w0, c0, tl.maximum(lo - n0, 0), hi - n0, C1, BM, BN, BK)
+    cols = c0 + tl.arange(0, BN)
+    cols_ok = cols < CO
+    y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED, BIASED, SLOPE)
+    if STATS:
+        r = tl.arange(0, BM)
+        ok = (d0 + r // (TH * TW) < D) & (h0 + (r // TW) % TH < H) & (w0 + r % TW < W)
+        at = sums_ptr + tile % REPLICAS * sums_r + n.to(tl.int64) * sums_n
+        add_sums((y,), (ok,), 1, at, cols, cols_ok)
+    y_desc.store([split * part + n, d0, h0, w0, c0], narrow(y, inverse, OUT).reshape(1, TD, TH, TW, BN))
+
+
+@triton.jit
+def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexpr, KW: tl.constexpr, SHIFT: tl.constexpr,
+                 TD: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Adds all taps of one input: KW loads along W (3, or 1 where a row holds its neighbours)."""
+    for it in range(steps):
+        tap = it // NK
+        kc = (it % NK) * BK
+        kh = tap // KW
+        kw = tap % KW
+        ws = ()
+        for kd in tl.static_range(3):
+            ws = ws + (w_desc.load([kd * 3 * KW + tap, c0, kc]).reshape(BN, BK).T,)
+        for p in tl.static_range(TD + 2):
+            a = x_desc.load([n, d0 + p - 1, h0 + kh - 1, w0 + kw - SHIFT, kc]).reshape(M, BK)
+            for kd in tl.static_range(3):
+                if p - kd >= 0 and p - kd < TD:
+                    accs = put(accs, p - kd, tl.dot(a, ws[kd], accs[p - kd], out_dtype=ACC))
+    return accs
+
+
+@triton.jit
+def planes(
+    x0_desc, x1_desc, w0_desc, w1_desc, y_desc, scale_ptr, bias_ptr, sums_ptr, inverse,
+    D, H, W, sums_n, sums_r, CO,
+    C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
+    BIASED: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """3×3×3, stride 1, pad 1. With PAIRS a row is two neighbours along W: W counts pairs, CO is doubled."""
+    NB = tl.cdiv(CO, BN)
+    pid = tl.program_id(0)
+    n = tl.program_id(1)
+    c0 = (pid % NB) * BN
+    tile = pid // NB
+    nw = tl.cdiv(W, TW)
+    nh = tl.cdiv(H, TH)
+    w0 = (tile % nw) * TW
+    h0 = ((tile // nw) % nh) * TH
+    d0 = (tile // (nw * nh)) * TD
+    M: tl.constexpr = TH * TW
+    KW: tl.constexpr = 1 if PAIRS else 3
+    SHIFT: tl.constexpr = 0 if PAIRS else 1
+    NK0: tl.constexpr = (C0 + BK - 1) // BK
+    NK1: tl.constexpr = (C1 + BK - 1) // BK
+    accs = ()
+    for o in tl.static_range(TD):
+        accs = accs + (tl.zeros((M, BN), dtype=ACC),)
+    accs = planes_steps(accs, x0_desc, w0_desc, n, d0, h0, w0, c0, 3 * KW * NK0, NK0, KW, SHIFT, TD, M, BN, BK, ACC)
+    if C1 > 0:
+        accs = planes_steps(accs, x1_desc, w1_desc, n, d0, h0, w0, c0, 3 * KW * NK1, NK1, KW, SHIFT, TD, M, BN, BK, ACC)
+    cols = c0 + tl.arange(0, BN)
+    cols_ok = cols < CO
+    channels = cols % (CO // 2) if PAIRS else cols
+    r = tl.arange(0, M)
+    inside = (h0 + r // TW < H) & (w0 + r % TW < W)
+    at = sums_ptr + tile % REPLICAS * sums_r + n.to(tl.int64) * sums_n
+    ys = ()
+    oks = ()
+    for o in tl.static_range(TD):
+        ys = ys + (finish(accs[o], scale_ptr, bias_ptr, channels, cols_ok, SCALED, BIASED, SLOPE),)
+        oks = oks + (inside & (d0 + o < D),)
+    if STATS:
+        add_sums(ys, oks, TD, at, channels, cols_ok)
+    for o in tl.static_range(TD):
+        y_desc.store([n, d0 + o, h0, w0, c0], narrow(ys[o], inverse, OUT).reshape(1, 1, TH, TW, BN))

@@ -1,0 +1,255 @@
+// 3x3x3 convolution, stride 1, pad 1, channels last, for Hopper (sm_90a).
+//
+// A block computes 32 output channels of a 16 x 16 column (H x W) and marches along D. The input plane of the
+// column, with its halo of one voxel, lies in shared memory once and is read by the tensor cores at nine shifts
+// (kh, kw): a shift is another start address of the matrix descriptor. One product has N = 96: the 32 outputs of
+// the plane's three depth taps, which belong to the output planes p-1, p, p+1. After plane p, output plane p-1 is
+// complete and leaves; the accumulators move up by one. So activations are loaded from L2 1.27 times instead of
+// 27, and N = 96 asks less of shared memory than the tensor core takes to compute.
+//
+// All weights of the block stay in shared memory. One warp loads planes through tensor maps (outside the tensor
+// they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each.
+//
+// Set from outside: KIND (0 float16, 1 int8, 2 float8 e4m3), S (bytes of a voxel in a chunk of channels: 32, 64 or
+// 128, the swizzle's width), CHUNKS (chunks of both inputs), CHUNKS0 (of the first), STAGES, SCALED, BIASED,
+// LEAKY, STATS; and WGMMA, the instruction with its 48 registers.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+struct alignas(64) TensorMap { u64 opaque[16]; };
+
+#if KIND == 1
+typedef int acc_t;
+#define HOLD(v) "+r"(v)
+#else
+typedef float acc_t;
+#define HOLD(v) "+f"(v)
+#endif
+
+constexpr int EDGE = 18;                                     // 16 outputs and a halo
+constexpr int PLANE = EDGE * EDGE * S;                       // bytes that arrive
+constexpr int STAGE = (PLANE + 1023) / 1024 * 1024;
+constexpr int TAP = 96 * S;                                  // bytes of one (kh, kw): 3 depth taps x 32 outputs
+constexpr int WEIGHTS = 9 * CHUNKS * TAP;
+constexpr int KSTEPS = S / 32;                               // one instruction takes 32 bytes of K
+constexpr u64 LAYOUT = S == 128 ? 1 : S == 64 ? 2 : 3;
+
+__device__ __forceinline__ void barrier_init(u32 bar, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_expect(u32 bar, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u32 bar, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra ready;\nbra again;\nready:\n}" ::"r"(bar),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ void load_plane(u32 to, const TensorMap* map, u32 bar, int c, int w, int h, int d, int n) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "[%2];" ::"r"(to), "l"(map), "r"(bar), "r"(c), "r"(w), "r"(h), "r"(d), "r"(n)
+      : "memory");
+}
+__device__ __forceinline__ void load_rows(u32 to, const TensorMap* map, u32 bar, int c, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+      "l"(map), "r"(bar), "r"(c), "r"(row)
+      : "memory");
+}
+// K-major operand: groups of eight rows of S bytes, `group` bytes apart
+__device__ __forceinline__ u64 describe(u32 at, u32 group) {
+  return (u64)((at & 0x3FFFF) >> 4) | (1ull << 16) | ((u64)(group >> 4) << 32) | (LAYOUT << 62);
+}
+__device__ __forceinline__ void wgmma(acc_t (&d)[48], u64 a, u64 b) { WGMMA; }
+
+// keeps the compiler from moving uses of accumulators across the instructions that start and end a product
+__device__ __forceinline__ void hold(acc_t (&d)[48]) {
+#pragma unroll
+  for (int i = 0; i < 48; i++) asm volatile("" : HOLD(d[i])::"memory");
+}
+
+__device__ __forceinline__ u32 half2(float lo, float hi) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+// four lanes hold four words each; afterwards lane j holds word j of lanes 0, 1, 2, 3
+__device__ __forceinline__ void transpose(u32 (&q)[4], int lane) {
+  bool odd = lane & 1, high = lane & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    u32 got = __shfl_xor_sync(0xffffffffu, odd ? q[i] : q[i + 1], 1);
+    if (odd) q[i] = got; else q[i + 1] = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    u32 got = __shfl_xor_sync(0xffffffffu, high ? q[i] : q[i + 2], 2);
+    if (high) q[i] = got; else q[i + 2] = got;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1, const __grid_constant__ TensorMap wmap,
+      unsigned short* __restrict__ y, const float* __restrict__ scale, const float* __restrict__ bias,
+      double* __restrict__ sums, float slope, int D, int H, int W, int tiles_h, int tiles_w, int blocks, int segments,
+      int length, i64 yn, i64 yd, i64 yh, i64 yw, i64 sums_n, i64 sums_r, int replicas) {
+  extern __shared__ unsigned char raw[];
+  const u32 start = ((u32)__cvta_generic_to_shared(raw) + 1023) & ~1023u;
+  const u32 weights = start + STAGES * STAGE;
+  const u32 full = weights + WEIGHTS, empty = full + 8 * STAGES, ready = empty + 8 * STAGES;
+
+  int id = blockIdx.x;
+  const int cb = id % blocks; id /= blocks;
+  const int w0 = id % tiles_w * 16; id /= tiles_w;
+  const int h0 = id % tiles_h * 16; id /= tiles_h;
+  const int d0 = id % segments * length;
+  const int n = id / segments;
+  const int planes = min(length, D - d0) + 2;
+
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) { barrier_init(full + 8 * i, 1); barrier_init(empty + 8 * i, 2); }
+    barrier_init(ready, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+
+  if (warp >= 8) {                                            // the warpgroup that loads
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (warp == 8 && lane == 0) {
+      barrier_expect(ready, WEIGHTS);
+      for (int i = 0; i < 9 * CHUNKS; i++)
+        load_rows(weights + i * TAP, &wmap, ready, 0, (cb * 9 * CHUNKS + i) * 96);
+      int stage = 0;
+      u32 phase = 1;
+      for (int p = 0; p < planes; p++)
+        for (int c = 0; c < CHUNKS; c++) {
+          barrier_wait(empty + 8 * stage, phase);
+          barrier_expect(full + 8 * stage, PLANE);
+          const bool first = c < CHUNKS0;
+          constexpr int step = S / (KIND == 0 ? 2 : 1);
+          load_plane(start + stage * STAGE, first ? &x0 : &x1, full + 8 * stage, (first ? c : c - CHUNKS0) * step,
+                     w0 - 1, h0 - 1, d0 + p - 1, n);
+          if (++stage == STAGES) { stage = 0; phase ^= 1; }
+        }
+    }
+  } else {                                                    // the two that compute
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int group = warp / 4, part = warp % 4;
+    const int quad = lane % 4;
+    acc_t acc[2][48];
+#pragma unroll
+    for (int t = 0; t < 2; t++)
+#pragma unroll
+      for (int i = 0; i < 48; i++) acc[t][i] = 0;
+    float factor[8], addend[8], pivot[8], s1[8], s2[8];
+    float count = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int channel = cb * 32 + (i / 2) * 8 + quad * 2 + i % 2;
+      factor[i] = SCALED ? scale[channel] : 1.f;
+      addend[i] = BIASED ? bias[channel] : 0.f;
+      pivot[i] = s1[i] = s2[i] = 0.f;
+    }
+    barrier_wait(ready, 0);
+    int stage = 0;
+    u32 phase = 0;
+    for (int p = 0; p < planes; p++) {
+      for (int c = 0; c < CHUNKS; c++) {
+        barrier_wait(full + 8 * stage, phase);
+        hold(acc[0]);
+        hold(acc[1]);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        const u64 a = describe(start + stage * STAGE + group * 8 * EDGE * S, EDGE * S);
+        const u64 b = describe(weights + c * 9 * TAP, 8 * S);
+#pragma unroll
+        for (int tap = 0; tap < 9; tap++)
+#pragma unroll
+          for (int k = 0; k < KSTEPS; k++)
+#pragma unroll
+            for (int t = 0; t < 2; t++)
+              wgmma(acc[t], a + ((((tap / 3) * EDGE + tap % 3 + t * 8) * S + k * 32) >> 4), b + ((tap * TAP + k * 32) >> 4));
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        hold(acc[0]);
+        hold(acc[1]);
+        if (threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * stage);
+        if (++stage == STAGES) { stage = 0; phase ^= 1; }
+      }
+      if (p >= 2) {                                           // output plane d0 + p - 2 is complete
+        const int d = d0 + p - 2;
+#pragma unroll
+        for (int t = 0; t < 2; t++)
+#pragma unroll
+          for (int r = 0; r < 2; r++) {
+            const int h = h0 + group * 8 + part * 2 + r, w = w0 + t * 8 + lane / 4;
+            const bool inside = h < H && w < W;
+            float v[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+              v[i] = (float)acc[t][(i / 2) * 4 + r * 2 + i % 2];
+              if (SCALED) v[i] *= factor[i];
+              if (BIASED) v[i] += addend[i];
+              if (LEAKY) v[i] = v[i] > 0.f ? v[i] : v[i] * slope;
+            }
+            if (STATS) {                                      // about the thread's first value: nothing cancels
+              if (p == 2 && t == 0 && r == 0) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) pivot[i] = v[i];
+              }
+              const float one = inside ? 1.f : 0.f;
+              count += one;
+#pragma unroll
+              for (int i = 0; i < 8; i++) {
+                const float about = (v[i] - pivot[i]) * one;
+                s1[i] += about;
+                s2[i] = fmaf(about, about, s2[i]);
+              }
+            }
+            u32 q[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) q[i] = half2(v[2 * i], v[2 * i + 1]);
+            transpose(q, lane);
+            if (inside)
+              *reinterpret_cast<uint4*>(y + n * yn + d * yd + h * yh + w * yw + cb * 32 + quad * 8) =
+                  make_uint4(q[0], q[1], q[2], q[3]);
+          }
+      }
+#pragma unroll
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+          acc[t][i] = acc[t][i + 16];
+          acc[t][i + 16] = acc[t][i + 32];
+          acc[t][i + 32] = 0;
+        }
+    }
+    if (STATS) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        double k = pivot[i], m = count, a = s1[i];
+        double total = m * k + a, square = (double)s2[i] + 2.0 * k * a + m * k * k;
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2) {
+          total += __shfl_xor_sync(0xffffffffu, total, mask);
+          square += __shfl_xor_sync(0xffffffffu, square, mask);
+        }
+        if (lane < 4) {
+          const int channel = cb * 32 + (i / 2) * 8 + quad * 2 + i % 2;
+          double* to = sums + blockIdx.x % replicas * sums_r + n * sums_n + channel * 2;
+          atomicAdd(to, total);
+          atomicAdd(to + 1, square);
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,124 @@
+"""Host side of march.cu: when it applies, its weights, its launch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from wetread.kernels.hopper import driver
+from wetread.kernels.launch import Epilogue
+
+Tensor = torch.Tensor
+COLUMN, OUTPUTS, EDGE = 16, 32, 18
+SHARED_BYTES = 232_448  # the most a block may have on Hopper
+_INSTRUCTIONS = {
+    torch.float16: ("m64n96k16.f32.f16.f16", "p, 1, 1, 0, 0", "+f"),
+    torch.float8_e4m3fn: ("m64n96k32.f32.e4m3.e4m3", "p, 1, 1", "+f"),
+    torch.int8: ("m64n96k32.s32.s8.s8", "p", "+r"),
+}
+_KINDS = {torch.float16: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
+
+
+def chunk_bytes(channels: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes of one voxel in a chunk of channels: the widest of 64 and 32 that divides every input (0: none)."""
+    width = torch.empty(0, dtype=dtype).element_size()
+    return next((s for s in (64, 32) if all(c * width % s == 0 for c in channels)), 0)
+
+
+def stages(channels: Sequence[int], dtype: torch.dtype) -> int:
+    """Planes in flight beside the resident weights; below 2 the kernel does not fit."""
+    s = chunk_bytes(channels, dtype)
+    if s == 0:
+        return 0
+    width = torch.empty(0, dtype=dtype).element_size()
+    resident = 27 * OUTPUTS * sum(channels) * width
+    return min(6, (SHARED_BYTES - 1024 - 256 - resident) // _stage_bytes(s))
+
+
+def _stage_bytes(s: int) -> int:
+    return -(-EDGE * EDGE * s // 1024) * 1024
+
+
+def applies(channels: Sequence[int], co: int, dtype: torch.dtype) -> bool:
+    """Whether the layer fits: 32 outputs' weights and two planes in shared memory."""
+    return co % OUTPUTS == 0 and dtype in _KINDS and stages(channels, dtype) >= 2
+
+
+def pack(weight: Tensor, channels: Sequence[int]) -> Tensor:
+    """[CO, C, 3, 3, 3] as rows [blocks, chunks, 9 (kh, kw), 3 (kd from 2 to 0), 32] × chunk channels."""
+    co, c = weight.shape[:2]
+    step = chunk_bytes(channels, weight.dtype) // weight.element_size()
+    w = weight.reshape(co // OUTPUTS, OUTPUTS, c // step, step, 3, 3, 3).flip(4)
+    # axes: block, output, chunk, channel, kd, kh, kw
+    return w.permute(0, 2, 5, 6, 4, 1, 3).reshape(-1, step).contiguous()
+
+
+@cache
+def source(dtype: torch.dtype) -> str:
+    """The kernel's text with the instruction of the type written out."""
+    shape, tail, constraint = _INSTRUCTIONS[dtype]
+    registers = ", ".join(f"%{i}" for i in range(48))
+    operands = ", ".join(f'"{constraint}"(d[{i}])' for i in range(48))
+    text = (
+        'asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0; '
+        f'wgmma.mma_async.sync.aligned.{shape} {{{registers}}}, %48, %49, {tail}; }}" '
+        f': {operands} : "l"(a), "l"(b))'
+    )
+    return (Path(__file__).parent / "march.cu").read_text().replace("{ WGMMA; }", "{ " + text + "; }")
+
+
+def defines(channels: Sequence[int], dtype: torch.dtype, epilogue: Epilogue, stage_count: int) -> list[str]:
+    """Constants of one layer."""
+    s = chunk_bytes(channels, dtype)
+    width = torch.empty(0, dtype=dtype).element_size()
+    return [
+        f"KIND={_KINDS[dtype]}", f"S={s}", f"CHUNKS={sum(channels) * width // s}", f"CHUNKS0={channels[0] * width // s}",
+        f"STAGES={stage_count}", f"SCALED={int(epilogue.scale is not None)}", f"BIASED={int(epilogue.bias is not None)}",
+        f"LEAKY={int(epilogue.slope != 1.0)}", f"STATS={int(epilogue.sums is not None)}",
+    ]  # fmt: skip
+
+
+@cache
+def _function(dtype: torch.dtype, constants: tuple[str, ...], shared: int) -> ctypes.c_void_p:
+    return driver.load(driver.compile_source(source(dtype), "sm_90a", constants), "march", shared)
+
+
+def segments(columns: int, depth: int, processors: int) -> int:
+    """Parts into which D is cut, so that the fewest planes lie on the busiest multiprocessor."""
+    def planes(parts: int) -> int:
+        return -(-columns * parts // processors) * (-(-depth // parts) + 2)
+
+    return min(range(1, depth + 1), key=planes)
+
+
+def conv3d_march(x: Sequence[Tensor], weight: Tensor, out: Tensor, epilogue: Epilogue) -> None:
+    """Launches march.cu; as `launch.conv3d`, with one weight tensor from `pack` and a float16 output."""
+    dtype = x[0].dtype
+    channels = [t.shape[-1] for t in x]
+    n, d, h, w, co = out.shape
+    count = stages(channels, dtype)
+    s = chunk_bytes(channels, dtype)
+    shared = 1024 + count * _stage_bytes(s) + weight.numel() // (co // OUTPUTS) * weight.element_size() + 256
+    function = _function(dtype, tuple(defines(channels, dtype, epilogue, count)), shared)
+    step = s // weight.element_size()
+    box = (1, 1, EDGE, EDGE, step)
+    maps = [driver.tensor_map(t, box, s) for t in (x[0], x[-1])]
+    rows, columns = -(-h // COLUMN), -(-w // COLUMN)
+    processors = torch.cuda.get_device_properties(x[0].device).multi_processor_count
+    parts = segments(n * rows * columns * (co // OUTPUTS), d, processors)
+    length = -(-d // parts)
+    parts = -(-d // length)
+    sums = epilogue.sums
+    i, q, null = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p(0)
+    driver.launch(function, n * rows * columns * (co // OUTPUTS) * parts, 384, shared, [
+        *maps, driver.tensor_map(weight, (96, step), s), out,
+        null if epilogue.scale is None else epilogue.scale, null if epilogue.bias is None else epilogue.bias,
+        null if sums is None else sums, ctypes.c_float(epilogue.slope), i(d), i(h), i(w), i(rows), i(columns),
+        i(co // OUTPUTS), i(parts), i(length), *(q(v) for v in out.stride()[:4]),
+        q(0 if sums is None else sums.stride(1)), q(0 if sums is None else sums.stride(0)),
+        i(1 if sums is None else sums.shape[0]),
+    ])  # fmt: skip

@@ -1,0 +1,95 @@
+"""march.cu: its weights and cutting anywhere; its values on a Hopper GPU (WETREAD_TEST_DEVICE=cuda)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.kernels.reference import DEVICE, HALF, check_sums, conv, error, poisoned, rand  # noqa: E402
+from wetread.errors import EngineUnavailableError  # noqa: E402
+from wetread.kernels import weights  # noqa: E402
+from wetread.kernels.hopper import driver, march  # noqa: E402
+from wetread.kernels.launch import Epilogue, Tile, conv3d  # noqa: E402
+
+pytestmark = pytest.mark.peer
+
+on_hopper = pytest.mark.skipif(
+    DEVICE != "cuda" or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
+)
+TILE = Tile("march", (1, 16, 16), 32, 32)
+
+
+def test_weights_are_in_the_order_the_kernel_reads():
+    w = rand(64, 96, 3, 3, 3).cpu()
+    rows = march.pack(w, (32, 64)).reshape(2, 3, 9, 3, 32, 32)
+    for block, chunk, tap, place, o, c in ((0, 0, 0, 0, 0, 0), (1, 2, 5, 1, 7, 31), (1, 1, 8, 2, 31, 3)):
+        kd = 2 - place
+        assert rows[block, chunk, tap, place, o, c] == w[block * 32 + o, chunk * 32 + c, kd, tap // 3, tap % 3]
+
+
+def test_where_it_applies():
+    assert march.applies((32,), 32, torch.float16) and march.applies((32, 32), 32, torch.float16)
+    assert not march.applies((64, 64), 64, torch.float16)  # its weights alone fill shared memory
+    assert march.applies((64, 64), 64, torch.int8)
+    assert not march.applies((24,), 32, torch.float16) and not march.applies((32,), 40, torch.float16)
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(32, 128), (64, 128), (1, 5), (500, 3)])
+def test_segments_cover_the_depth(columns, depth):
+    parts = march.segments(columns, depth, 132)
+    assert 1 <= parts <= depth
+    one = -(-columns // 132) * (depth + 2)
+    assert -(-columns * parts // 132) * (-(-depth // parts) + 2) <= one
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_compiles_without_spills(dtype, tmp_path):
+    """Also where there is no GPU, if CUDA's run-time compiler is here."""
+    try:
+        driver._nvrtc()
+    except EngineUnavailableError as absent:
+        pytest.skip(str(absent))
+    some = torch.zeros(1)
+    epilogue = Epilogue(scale=None if dtype == torch.float16 else some, sums=some)
+    constants = march.defines((32, 32), dtype, epilogue, march.stages((32, 32), dtype))
+    cubin = driver.compile_source(march.source(dtype), "sm_90a", constants)
+    assert cubin[:4] == b"\x7fELF"
+    dump = shutil.which("cuobjdump")
+    if dump:
+        (tmp_path / "k.cubin").write_bytes(cubin)
+        text = subprocess.run([dump, "-res-usage", tmp_path / "k.cubin"], capture_output=True, text=True, check=True)
+        assert "STACK:0" in text.stdout
+
+
+@on_hopper
+@pytest.mark.parametrize("size", [(5, 16, 16), (7, 20, 37), (40, 48, 32), (1, 3, 2)])
+@pytest.mark.parametrize(("channels", "co"), [((32,), 32), ((32, 32), 32), ((64,), 64)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_values(dtype, channels, co, size):
+    shape = (2, *size)
+    x = [rand(*shape, c, dtype=torch.int8 if dtype == torch.int8 else torch.float16, seed=i).to(dtype)
+         for i, c in enumerate(channels)]  # fmt: skip
+    if size[0] == 40:  # rows with a voxel at both ends, as family pairs wants them
+        views = [weights.padded(tuple(t.shape), dtype, DEVICE) for t in x]
+        for v, t in zip(views, x, strict=True):
+            v.copy_(t)
+        x = views
+    w = rand(co, sum(channels), 3, 3, 3, scale=0.04)
+    scale, bias = None, None
+    if dtype != torch.float16:
+        q = weights.quantise(w.float(), 0.025, dtype)
+        w, scale = q.weight, q.scale
+        bias = rand(co, dtype=torch.float32)
+    y = poisoned(*shape, co)
+    sums = torch.zeros(4, 2, co, 2, dtype=torch.float64, device=DEVICE)
+    conv3d(x, [march.pack(w, channels)], y, TILE, Epilogue(scale, bias, 0.01 if bias is not None else 1.0, sums))
+    r = conv(x, w.float())
+    if scale is not None:
+        r = r * scale.double() + bias.double()
+        r = torch.where(r > 0, r, r * 0.01)
+    assert error(y, r) < (2e-3 if dtype == torch.float8_e4m3fn else HALF)
+    check_sums(sums, r)
