@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from wetread import __version__
-from wetread.cli import show
+from wetread.cli import bench, build, gate, inspect, phantoms, show
 from wetread.errors import WetreadError
 
 app = typer.Typer(
@@ -115,6 +115,13 @@ def schema() -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(f"wetread {__version__}")
+
+
+app.command()(bench.bench)
+app.command()(build.build)
+app.command()(gate.gate)
+app.command()(inspect.inspect)
+app.command()(phantoms.phantoms)
 
 
 @app.callback()

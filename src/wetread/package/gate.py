@@ -85,13 +85,15 @@ class GateVerdict:
     text: str
 
 
-def reference_record() -> GateRecord:
+def reference_record(
+    note: str = "the unmodified float32 network is what other precisions are compared with",
+) -> GateRecord:
     """The record that a float32 network gets when it is packed."""
     return GateRecord(
         backend=ANY,
         precision="float32",
         status="reference",
-        note="the unmodified float32 network is what other precisions are compared with",
+        note=note,
     )
 
 
