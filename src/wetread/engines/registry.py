@@ -88,7 +88,9 @@ BACKENDS = {
             "pip install 'wetread[onnxruntime]'",
         ),
         Backend("cuda", "wetread.engines.cuda", ("torch", "triton"), "pip install 'wetread[cuda]'"),
-        Backend("tensorrt", "wetread.engines.tensorrt", ("tensorrt",), "pip install 'wetread[tensorrt]'"),
+        Backend(
+            "tensorrt", "wetread.engines.tensorrt", ("tensorrt", "cuda"), "pip install 'wetread[tensorrt]'"
+        ),
     )
 }
 

@@ -11,7 +11,6 @@ from wetread.engines import processor
 from wetread.engines.base import EngineInfo, LayerRun
 from wetread.engines.common import (
     Closing,
-    Port,
     Shape3,
     check_network,
     check_output,
@@ -21,12 +20,11 @@ from wetread.engines.common import (
 from wetread.engines.onnxruntime import runtime
 from wetread.engines.onnxruntime.context import OnnxRuntimeContext
 from wetread.engines.onnxruntime.layers import layers_of
-from wetread.errors import EngineError, EngineUnavailableError, GraphError
+from wetread.engines.ports import Ports, ports_of
+from wetread.errors import EngineError, EngineUnavailableError
 from wetread.graph import Graph
 from wetread.graph.memory import activation_bytes
 from wetread.package import ShapeProfile
-
-Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
 
 
 class OnnxRuntimeEngine(Closing):
@@ -94,36 +92,12 @@ class OnnxRuntimeEngine(Closing):
             if self._closed:
                 raise EngineError("the engine is closed", where=self._where)
             if shape not in self._ports:
-                try:
-                    shapes = self._graph.inlined().output_shapes(shape)
-                    activations = max(1, activation_bytes(self._graph, shape))
-                except GraphError as error:
-                    raise EngineError(
-                        f"the network does not take windows of {shape}: {error.what}",
-                        where=error.where,
-                        todo="use a window whose sizes are multiples of the network's strides",
-                    ) from error
-                ports = self._make_ports(shape, shapes)
+                ports = ports_of(self._graph, self.inputs, self.outputs, shape)
+                activations = max(1, activation_bytes(self._graph, shape))
                 if self._on_cpu:
                     processor.check_memory(shape, activations, self._where)
                 self._ports[shape] = ports, activations
             return self._ports[shape]
-
-    def _make_ports(self, shape: Shape3, shapes: dict[str, tuple[int | None, ...]]) -> Ports:
-        for name, sizes in shapes.items():
-            if None in sizes[1:]:
-                raise EngineError(
-                    f"the output's shape cannot be inferred for windows of {shape}, found {sizes}",
-                    where=f"{self._where}: {name}",
-                    todo="use the openvino backend, or export the network with this window fixed",
-                )
-        return (
-            tuple(Port(i.name, (int(i.shape[1] or 1), *shape), (i.dtype,)) for i in self.inputs),
-            tuple(
-                Port(o.name, tuple(int(size or 1) for size in shapes[o.name][1:]), (o.dtype,))
-                for o in self.outputs
-            ),
-        )
 
     def context(self, shape: tuple[int, int, int], max_batch: int = 1) -> OnnxRuntimeContext:
         """Makes a context for windows of the given spatial shape.

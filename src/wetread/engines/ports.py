@@ -1,0 +1,44 @@
+"""Shapes of a network's inputs and outputs for one window, by inference on its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wetread.engines.base import TensorInfo
+from wetread.engines.common import Port, Shape3
+from wetread.errors import EngineError, GraphError
+from wetread.graph import Graph
+
+Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
+
+
+def ports_of(
+    graph: Graph, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], shape: Shape3
+) -> Ports:
+    """Ports of a context for windows of this shape.
+
+    Raises:
+        EngineError: the network does not take it, or inference does not tell an output's shape.
+    """
+    try:
+        found = graph.inlined().output_shapes(shape)
+    except GraphError as error:
+        raise EngineError(
+            f"the network does not take windows of {shape}: {error.what}",
+            where=error.where,
+            todo="use a window whose sizes are multiples of the network's strides",
+        ) from error
+    for name, sizes in found.items():
+        if None in sizes[1:]:
+            raise EngineError(
+                f"the output's shape cannot be inferred for windows of {shape}, found {sizes}",
+                where=f"{graph.where}: {name}",
+                todo="use the openvino backend, or export the network with this window fixed",
+            )
+    return (
+        tuple(Port(info.name, (int(info.shape[1] or 1), *shape), (info.dtype,)) for info in inputs),
+        tuple(
+            Port(info.name, tuple(int(size or 1) for size in found[info.name][1:]), (info.dtype,))
+            for info in outputs
+        ),
+    )
