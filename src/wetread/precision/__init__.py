@@ -2,6 +2,7 @@
 
 from wetread.precision.calibrate import CALIBRATORS, Calibrator
 from wetread.precision.coverage import CaseFacts, CoverageReport, coverage, scan_facts
+from wetread.precision.equalise import equalise
 from wetread.precision.half import to_half
 from wetread.precision.observe import observe
 from wetread.precision.placement import quantisable, quantised_tensors
@@ -22,6 +23,7 @@ __all__ = [
     "TensorRange",
     "calibration_windows",
     "coverage",
+    "equalise",
     "observe",
     "quantisable",
     "quantise",

@@ -118,6 +118,11 @@ class TensorRange:
         """(channels,) mean of each channel."""
         return self._sums * (len(self._sums) / self.count)
 
+    @property
+    def channel_mean_square(self) -> NDArray[np.float64]:
+        """(channels,) mean of the squares of each channel."""
+        return self._squares * (len(self._squares) / self.count)
+
     def update(self, values: NDArray[np.float32]) -> None:
         """Adds a tensor of one window; its values are finite.
 
