@@ -35,6 +35,7 @@ def export(network: torch.nn.Module, path: Path) -> None:
             output_names=["logits"],
             dynamic_axes={"t2": free, "logits": free},
             opset_version=17,
+            do_constant_folding=False,  # leaves the batch norms for `wetread build` to fold
             dynamo=False,
         )
 

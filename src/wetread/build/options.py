@@ -48,7 +48,7 @@ class BuildOptions:
     version: str = ""
     precision: Asked = "auto"
     calibrate: Path | None = None
-    calibrator: Calibrator = "entropy"
+    calibrator: Calibrator = "minmax"
     per_case: int = 8
     gate: Path | None = None
     limits: GateLimits = field(default_factory=GateLimits)

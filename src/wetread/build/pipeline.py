@@ -101,10 +101,13 @@ class _Work:
         """Warns of what the gate's cases have and the calibration cases lack."""
         recipe = self.prepared.recipe
         found = coverage(scan_facts(observing.paths(), recipe), scan_facts(judged.paths(), recipe))
-        self.covered = found.as_dict()
-        self.notices += [
-            w if isinstance(w, Notice) else Notice("CALIBRATION_COVERAGE", str(w)) for w in found.warnings
-        ]
+        facts = found.as_dict()
+        # cases by their names: where they lay is nobody's business, and would make equal packages differ
+        self.covered = facts | {
+            kind: [fact | {"case": Path(fact["case"]).name} for fact in facts[kind]]
+            for kind in ("calibration", "gate")
+        }
+        self.notices += found.warnings
 
     def _gate_options(self) -> GateOptions:
         return GateOptions(self.options.engine, self.options.threads, self.options.progress)

@@ -32,7 +32,7 @@ def build(
     ] = None,
     calibrator: Annotated[
         str, typer.Option("--calibrator", help="minmax, entropy or percentile.")
-    ] = "entropy",
+    ] = "minmax",
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of each calibration case.")] = 8,
     gate: Annotated[
         Path | None, typer.Option("--gate", metavar="CASES", help="Held-out scans to be judged on.")

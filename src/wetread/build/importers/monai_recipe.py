@@ -22,6 +22,8 @@ from wetread.errors import Notice, RecipeError
 from wetread.recipe import Channel, Fit, Label, Recipe, Resample, Resize, Restore, Selector, Tiling
 
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
+_FLOOR = 1e-3
+"""MONAI's `compute_importance_map` raises Gaussian weights to this."""
 _BACKGROUND = re.compile(r"back\s*ground|^bg$", re.IGNORECASE)
 _VERSION = re.compile(r"^\d+\.\d+\.\d+$")
 
@@ -185,12 +187,6 @@ def _sliding(inferer: Component, chain: Chain) -> Tiling:
         raise refuse(inferer, f"pads small volumes by {padding!r}, expected 'constant'")
     if inferer.get("with_coord", False):
         raise refuse(inferer, "gives coordinates to the network (with_coord)")
-    if mode == "gaussian":
-        text = (
-            "MONAI raises Gaussian weights below 0.001 to that; the recipe's weights go on falling, which matters "
-            "only in the corners of windows"
-        )
-        chain.notices.append(Notice("BLEND_CORNERS", text, inferer.where))
     a, b, c = sizes
     # the same rounding as MONAI's, with the same float operations
     i, j, k = (max(1, int(size * (1 - part))) for size, part in zip(sizes, parts, strict=True))
@@ -201,6 +197,7 @@ def _sliding(inferer: Component, chain: Chain) -> Tiling:
         last="clamped",
         blending="gaussian" if mode == "gaussian" else "constant",
         sigma=float(sigma),
+        floor=_FLOOR if mode == "gaussian" else 0.0,
         pad_value=float(inferer.get("cval", 0.0)),
     )
 
