@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from wetread import __version__
-from wetread.cli import bench, build, gate, inspect, phantoms, show
+from wetread.cli import bench, build, export, gate, inspect, phantoms, show
 from wetread.errors import WetreadError
 
 app = typer.Typer(
@@ -119,6 +119,7 @@ def version() -> None:
 
 app.command()(bench.bench)
 app.command()(build.build)
+app.command()(export.export)
 app.command()(gate.gate)
 app.command()(inspect.inspect)
 app.command()(phantoms.phantoms)
