@@ -35,7 +35,7 @@ def problems(size: tuple[int, int, int], dtype: str, batch: int = 1) -> list[tun
     return out
 
 
-def shortlist(problem: tune.Problem, path: Path | None) -> list:
+def shortlist(problem: tune.Problem, path: Path | None, keep: int = 4) -> list:
     """All candidates, or the best of an earlier run (whatever kernels it had) and march."""
     every = tune.candidates(problem)
     if path is None:
@@ -44,8 +44,8 @@ def shortlist(problem: tune.Problem, path: Path | None) -> list:
     for key, row in json.loads(path.read_text()).items():
         k = json.loads(key)
         if (k["size"], k["channels"], k["co"], k["dtype"], k["stride"]) == wanted:
-            best = [tune.tile_from(b["tile"]) for b in row["best"][:4]]
-            return best + [t for t in every if t.family == "march"]
+            best = [tune.tile_from(b["tile"]) for b in row["best"][:keep]]
+            return list(dict.fromkeys(best + [t for t in every if t.family == "march"]))
     return every
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,7 +120,9 @@ class Wiring:
     """Builds the plan of a U-Net for one size, type and choice of tiles."""
 
     def __init__(self, model: UNet, size: tuple[int, int, int], batch: int, dtype: torch.dtype,
-                 tiles: Callable[[tune.Problem], launch.Tile], scales: dict[str, float]) -> None:  # fmt: skip
+                 tiles: Callable[[tune.Problem], launch.Tile], scales: dict[str, float],
+                 share: tuple[int, int] | None = None) -> None:  # fmt: skip
+        self.share, self.variants = share, 0  # compile only every share[1]-th variant, from share[0]
         self.model, self.size, self.batch, self.dtype, self.tiles = model, size, batch, dtype, tiles
         self.width = 1 if dtype != torch.float16 else 2
         # float8 holds the same real range as int8 does: 127 units become 448
@@ -128,7 +132,8 @@ class Wiring:
         total = sum(m.norm.weight.numel() for m in model.modules() if isinstance(m, ConvNorm))
         self.sums = torch.zeros(total * REPLICAS * batch * 2, dtype=torch.float64, device="cuda")
         self.used = 0
-        source = torch.zeros(batch, *size, 1, dtype=torch.float16, device="cuda")
+        bordered = torch.zeros(batch, *(s + 2 for s in size), 1, dtype=torch.float16, device="cuda")
+        source = bordered[:, 1:-1, 1:-1, 1:-1]
         classes = model.head.weight.shape[0]
         result = torch.empty(batch, classes, *size, dtype=torch.float16, device="cuda")
         self.plan = Plan(source, result)
@@ -139,6 +144,24 @@ class Wiring:
 
     def add(self, name: str, run: Callable[[], None], flop: float, moved: float, kernel: str = "") -> None:
         self.plan.steps.append(Step(name, run, flop, moved, kernel))
+
+    def pick(self, name: str, variants: dict[str, Callable[[], None]], flop: float, moved: float, kernel: str) -> None:
+        """Adds the fastest of several launches that write the same."""
+        if self.share is not None:
+            for run in variants.values():
+                self.variants += 1
+                if self.variants % self.share[1] == self.share[0]:
+                    with contextlib.suppress(Exception):
+                        run()
+            return
+        times = {}
+        for text, run in variants.items():
+            try:
+                times[text] = tune.time_ms(run, repeats=5, rounds=5)
+            except Exception as error:
+                print("drops out:", name, text, type(error).__name__, str(error)[:80])
+        best = min(times, key=lambda t: times[t])
+        self.add(name, variants[best], flop, moved, f"{kernel} {best}")
 
     def raw(self, *shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
         """Raw results live until the next step reads them: one buffer for each shape."""
@@ -171,8 +194,9 @@ class Wiring:
         flop = 2.0 * voxels * 27 * sum(channels) * co
         if channels[0] < 16:
             y, packed = self.raw(self.batch, *size, co), weights.pack_few(w.half())
-            self.add(f"{name} conv", lambda: launch.conv_few(x[0], packed, y, Epilogue(bias=bias, sums=norm.sums)),
-                     flop, voxels * (co + 1) * 2, "few")  # fmt: skip
+            self.pick(f"{name} conv", {f"{r}": partial(launch.conv_few, x[0], packed, y, Epilogue(bias=bias,
+                      sums=norm.sums), rows=r, border=True) for r in (64, 128, 256)}, flop, voxels * (co + 1) * 2,
+                      "few")  # fmt: skip
             return self.normalise(name, y, norm, raw)
         scale = None
         if self.dtype != torch.float16:
@@ -194,8 +218,9 @@ class Wiring:
                  flop, problem.bytes, text)  # fmt: skip
         out = weights.padded((self.batch, *size, co), self.dtype)
         inverse = self.inverse(name)
-        self.add(f"{name} norm", lambda: launch.norm_reduce(parts, norm, out, inverse=inverse),
-                 0, voxels * co * (4 * tile.splits + self.width), "norm_reduce")  # fmt: skip
+        variants = {f"c{bc} w{w}": partial(launch.norm_reduce, parts, norm, out, inverse=inverse, bc=bc, warps=w)
+                    for bc in (4, 8, 16) for w in (4, 8, 16)}  # fmt: skip
+        self.pick(f"{name} norm", variants, 0, voxels * co * (4 * tile.splits + self.width), "norm_reduce")
         return Act(out, 1.0 / inverse)
 
     def normalise(self, name: str, y: torch.Tensor, norm: Norm, raw: bool) -> Act:
@@ -203,8 +228,11 @@ class Wiring:
             return Act(y, 1.0 / self.inverse(name), norm)
         out = weights.padded((y.shape[0], y.shape[1], y.shape[2], y.shape[3], y.shape[4]), self.dtype)
         inverse = self.inverse(name)
-        self.add(f"{name} norm", lambda: launch.norm_apply(y, norm, out, inverse=inverse), 0,
-                 y.numel() * (2 + self.width), "norm_apply")  # fmt: skip
+        bc = min(64, y.shape[-1])
+        variants = {f"{e} ×{loop} w{w}": partial(launch.norm_apply, y, norm, out, inverse=inverse, rows=e // bc, loop=loop,
+                    warps=w) for e, loop, w in ((2048, 1, 4), (4096, 1, 4), (4096, 2, 4), (2048, 4, 4), (8192, 1, 8),
+                    (4096, 1, 8))}  # fmt: skip
+        self.pick(f"{name} norm", variants, 0, y.numel() * (2 + self.width), "norm_apply")
         return Act(out, 1.0 / inverse)
 
     def up(self, a: Act, module: nn.ConvTranspose3d, level: int) -> Act:
@@ -218,10 +246,17 @@ class Wiring:
         size = self.level(level)
         out = weights.padded((self.batch, *size, co), self.dtype)
         inverse = self.inverse(name)
-        tile = launch.Tile("gather", (1, 1, 128), 128 if c <= 128 else 64, 64, 4 if c > 128 else 8, 3)
-        self.add(name, lambda: launch.upconv(a.tensor, packed, out, Epilogue(scale, bias, inverse=inverse), norm=a.norm,
-                 in_inverse=1.0 / a.scale, tile=tile), 2.0 * a.tensor.numel() * 8 * co,
-                 a.tensor.numel() * a.tensor.element_size() + out.numel() * self.width, "upconv")  # fmt: skip
+        bk = 1 << (c - 1).bit_length() if c <= 128 else 64
+        variants = {}
+        for rows, bn, taps, w in ((128, 32, 8, 4), (128, 32, 2, 4), (64, 32, 8, 4), (64, 64, 2, 4), (64, 64, 1, 4),
+                                  (128, 64, 8, 8)):  # fmt: skip
+            if bn <= co:
+                tile = launch.Tile("gather", (1, 1, rows), bn, bk, w, 2)
+                variants[f"{rows}×{bn} t{taps} w{w}"] = partial(
+                    launch.upconv, a.tensor, packed, out, Epilogue(scale, bias, inverse=inverse), norm=a.norm,
+                    in_inverse=1.0 / a.scale, tile=tile, taps=taps)  # fmt: skip
+        self.pick(name, variants, 2.0 * a.tensor.numel() * 8 * co,
+                  a.tensor.numel() * a.tensor.element_size() + out.numel() * self.width, "upconv")  # fmt: skip
         return Act(out, 1.0 / inverse)
 
     def build(self) -> Plan:
@@ -238,6 +273,7 @@ class Wiring:
             a = self.conv_norm([up, skips[i]], m.merge[i][0], i)
             a = self.conv_norm([a], m.merge[i][1], i, raw=True)
         w, b = weights.pack_head(m.head.weight.detach().half()), m.head.bias.detach().float()
-        self.add("head", lambda: launch.head(a.tensor, w, b, self.plan.result, norm=a.norm), 0,
-                 a.tensor.numel() * 2 + self.plan.result.numel() * 2, "head")  # fmt: skip
+        variants = {f"{r} ×{loop}": partial(launch.head, a.tensor, w, b, self.plan.result, norm=a.norm, rows=r, loop=loop)
+                    for r, loop in ((64, 1), (128, 1), (128, 4), (256, 1))}  # fmt: skip
+        self.pick("head", variants, 0, a.tensor.numel() * 2 + self.plan.result.numel() * 2, "head")
         return self.plan

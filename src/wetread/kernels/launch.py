@@ -331,7 +331,7 @@ def norm_apply(
     bc = min(64, triton.next_power_of_2(c))
     bv = rows or 4096 // bc
     kernel[(-(-(d * h * (w + 2 * halo)) // (bv * loop)), n, -(-c // bc))](
-        x, out, sums, norm.gamma, norm.beta, inverse, norm.eps, float(d * h * w), w, d * h, x.stride(0), x.stride(2),
+        x, out, sums, norm.gamma, norm.beta, inverse, norm.eps, d * h * w, w, d * h, x.stride(0), x.stride(2),
         x.stride(3), out.stride(0), out.stride(2), out.stride(3), sums_n, sums_r, c, HALO=halo, BV=bv, BC=bc,
         OUT=_types()[out.dtype], SLOPE=float(norm.slope), REPLICAS=replicas, LOOP=loop, num_warps=warps,
     )  # fmt: skip
@@ -386,7 +386,7 @@ def upconv(
     gamma, beta, eps, slope = (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
     kernel[(-(-co // t.bn) * (8 // taps) * -(-(d * h * w) // rows), n)](
         x, weight, out, pointers[0], pointers[1], sums, gamma, beta, float(in_inverse), pointers[3], eps,
-        float(d * h * w), d, h, w, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, C=c, CO=co, BM=rows,
+        d * h * w, d, h, w, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, C=c, CO=co, BM=rows,
         BN=t.bn, BK=t.bk, TAPS=taps, IN=_types()[weight.dtype], ACC=_accumulator(weight.dtype), OUT=_types()[out.dtype],
         NORM=norm is not None, IN_SLOPE=float(slope), SCALED=constants["SCALED"], BIASED=constants["BIASED"],
         HALO=is_padded(out), REPLICAS=replicas, num_warps=t.warps, num_stages=t.stages,
@@ -421,7 +421,7 @@ def head(
     sums, sums_n, sums_r, replicas, _ = _sums(None if norm is None else norm.sums, x)
     gamma, beta, eps, slope = (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
     kernel[(-(-(d * h * w) // (rows * loop)), n)](
-        x, weight, bias, sums, gamma, beta, out, x if patch is None else patch, eps, float(d * h * w), d, h, w,
+        x, weight, bias, sums, gamma, beta, out, x if patch is None else patch, eps, d * h * w, d, h, w,
         *x.stride()[:4], out.stride(1), *out.stride()[2:], out.stride(0), sums_n, sums_r, C=c, K=k, BM=rows,
         BK=weight.shape[1], IN=_types()[weight.dtype], SLOPE=float(slope), NORM=norm is not None, SOFTMAX=softmax,
         ADD=patch is not None, REPLICAS=replicas, LOOP=loop, num_warps=4,

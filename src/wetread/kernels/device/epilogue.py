@@ -74,7 +74,7 @@ def read_norm(sums_ptr, gamma_ptr, beta_ptr, cols, cols_ok, stride, voxels, eps,
     """
     at = sums_ptr + tl.arange(0, REPLICAS)[:, None] * stride + (cols * 2)[None, :]
     ok = cols_ok[None, :] & (tl.arange(0, REPLICAS)[:, None] >= 0)
-    share = 1.0 / voxels.to(tl.float64)
+    share = tl.full((1,), 1.0, tl.float64) / voxels
     mean = tl.sum(tl.load(at, mask=ok, other=0.0), 0) * share
     square = tl.sum(tl.load(at + 1, mask=ok, other=0.0), 0) * share
     variance = (square - mean * mean).to(tl.float32)
