@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.geometry import CpuOps
-from wetread.inference.windows import Window, WindowPlan
+from wetread.inference.windows import Importance, Window, WindowPlan
 
 Float32 = NDArray[np.float32]
 Sink = Callable[[int, int, Float32 | None], None]
@@ -36,6 +36,7 @@ class _Block:
     windows: int
     next: int = 0
     total: Float32 | None = None
+    importance: Importance | None = None
     held: dict[int, Float32 | None] = field(default_factory=dict)
 
 
@@ -118,6 +119,17 @@ class Blender:
         row += block.rows[0]
         b, c = divmod(in_row, len(axes[2].starts))
         begin = axes[0].starts[row]
+        if self._plan.floor:
+            if block.importance is None:
+                block.importance = Importance(self._plan, block.first, block.last, block.rows)
+            (z, y, x), weight = block.importance.of((row, b, c))
+            inner = (
+                slice(y.start - axes[1].starts[b], y.stop - axes[1].starts[b]),
+                slice(x.start - axes[2].starts[c], x.stop - axes[2].starts[c]),
+            )
+            for total, values in zip(block.total, part, strict=True):
+                total[z, y, x] += values[:, *inner] * weight
+            return
         along = axes[0].weights[row, block.first - begin : block.last - begin]
         weights = (along, axes[1].weights[b], axes[2].weights[c])
         self._ops.blend(block.total, part, weights, (0, axes[1].starts[b], axes[2].starts[c]))

@@ -3,7 +3,8 @@
 Windows form a product lattice: each is one start along every axis. So do the weights: along each axis the
 one-dimensional weights of all windows that cover an index are divided by their sum, and a window's weight
 at a voxel is the product over the axes. The weights of all windows that cover a voxel then sum to 1 (a
-partition of unity), and blending needs no division at the end.
+partition of unity), and blending needs no division at the end. A recipe that raises small weights to a floor
+couples the axes; then weights are made of the products, block by block (`Importance`).
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class AxisWindows:
         size: voxels of a window.
         count: voxels of the prepared grid.
         weights: (windows, size) float32; sums to 1 over the windows at every index of the grid, 0 outside.
+        profile: (size,) float32, a window's weights before that.
     """
 
     starts: tuple[int, ...]
     size: int
     count: int
     weights: NDArray[np.float32]
+    profile: NDArray[np.float32]
 
     def span(self, number: int) -> tuple[int, int]:
         """First and one-past-last index of the grid that a window covers."""
@@ -59,9 +62,10 @@ class AxisWindows:
 
 @dataclass(frozen=True, eq=False)
 class WindowPlan:
-    """All windows of a prepared grid."""
+    """All windows of a prepared grid, and the least product of their profiles (0: none)."""
 
     axes: tuple[AxisWindows, AxisWindows, AxisWindows]
+    floor: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,10 +115,16 @@ def plan_windows(recipe: Recipe, grid: Grid) -> WindowPlan:
             else:
                 starts = [clamped_starts(n, w, int(s)) for n, w, s in axes]
     a, b, c = (
-        AxisWindows(tuple(begin), size, count, axis_weights(begin, size, count, tiling))
+        AxisWindows(
+            tuple(begin),
+            size,
+            count,
+            axis_weights(begin, size, count, tiling),
+            axis_profile(size, tiling).astype(np.float32),
+        )
         for begin, size, count in zip(starts, sizes, grid.shape, strict=True)
     )
-    return WindowPlan((a, b, c))
+    return WindowPlan((a, b, c), 0.0 if tiling.kind == "whole" else tiling.floor)
 
 
 def lattice_starts(first: int, count: int, window: int, stride: int) -> list[int]:
@@ -156,16 +166,8 @@ def clamped_starts(count: int, window: int, stride: int) -> list[int]:
 
 
 def axis_weights(starts: list[int], window: int, count: int, tiling: Tiling) -> NDArray[np.float32]:
-    """Weights along one axis, (windows, window), normalised over the windows at each index of the grid.
-
-    ``gaussian``: exp(−(i − p)² / (2 (sigma·w)²)) with p = (w−1)/2, as in MONAI's importance map, or p = w//2
-    with ``peak`` at a voxel, as in nnU-Net's; ``constant``: 1.
-    """
-    place = np.arange(window) - ((window - 1) / 2 if tiling.peak == "middle" else window // 2)
-    shape = np.ones(window)
-    if tiling.kind != "whole" and tiling.blending == "gaussian":
-        exponent = -(place**2) / (2 * (tiling.sigma * window) ** 2)
-        shape = np.exp(np.maximum(exponent, -80.0))
+    """Weights along one axis, (windows, window), normalised over the windows at each index of the grid."""
+    shape = axis_profile(window, tiling)
     weights = np.zeros((len(starts), window))
     total = np.zeros(count)
     for number, start in enumerate(starts):
@@ -176,3 +178,57 @@ def axis_weights(starts: list[int], window: int, count: int, tiling: Tiling) -> 
         lower, upper = max(0, start), min(count, start + window)
         weights[number, lower - start : upper - start] /= total[lower:upper]
     return weights.astype(np.float32)
+
+
+def axis_profile(window: int, tiling: Tiling) -> NDArray[np.float64]:
+    """A window's weights along one axis, (window,).
+
+    ``gaussian``: exp(−(i − p)² / (2 (sigma·w)²)) with p = (w−1)/2, as in MONAI's importance map, or p = w//2
+    with ``peak`` at a voxel, as in nnU-Net's; ``constant``: 1.
+    """
+    if tiling.kind == "whole" or tiling.blending != "gaussian":
+        return np.ones(window)
+    place = np.arange(window) - ((window - 1) / 2 if tiling.peak == "middle" else window // 2)
+    exponent = -(place**2) / (2 * (tiling.sigma * window) ** 2)
+    return np.asarray(np.exp(np.maximum(exponent, -80.0)))
+
+
+class Importance:
+    """Weights of windows whose profiles' product has a floor, for the planes of one block.
+
+    The weight of a window at a voxel is max(product of the profiles, floor), divided by the sum of those of all
+    windows that cover the voxel.
+
+    Args:
+        plan: the windows.
+        first, last: planes ``first ≤ z < last``, which the same rows of windows cover.
+        rows: first and last of these rows.
+    """
+
+    def __init__(self, plan: WindowPlan, first: int, last: int, rows: tuple[int, int]) -> None:
+        self._plan = plan
+        self._planes = (first, last)
+        total = np.zeros((last - first, plan.axes[1].count, plan.axes[2].count), np.float32)
+        for row in range(rows[0], rows[1] + 1):
+            for b in range(len(plan.axes[1].starts)):
+                for c in range(len(plan.axes[2].starts)):
+                    box, weights = self._raised((row, b, c))
+                    total[box] += weights
+        self._total = total
+
+    def of(self, index: tuple[int, int, int]) -> tuple[tuple[slice, slice, slice], NDArray[np.float32]]:
+        """Where a window lies in the block (planes, rows, columns), and its weights there."""
+        box, weights = self._raised(index)
+        weights /= self._total[box]
+        return box, weights
+
+    def _raised(self, index: tuple[int, int, int]) -> tuple[tuple[slice, slice, slice], NDArray[np.float32]]:
+        first, last = self._planes
+        along, down, across = self._plan.axes
+        begin = along.starts[index[0]]
+        (y0, y1), (x0, x1) = down.span(index[1]), across.span(index[2])
+        y, x = down.starts[index[1]], across.starts[index[2]]
+        plane = down.profile[y0 - y : y1 - y, None] * across.profile[x0 - x : x1 - x]
+        weights = along.profile[first - begin : last - begin, None, None] * plane
+        np.maximum(weights, np.float32(self._plan.floor), out=weights)
+        return (slice(0, last - first), slice(y0, y1), slice(x0, x1)), weights

@@ -69,7 +69,8 @@ class Tiling(_Frozen):
     window.
 
     ``peak`` says where a window's Gaussian weights are largest: in its ``middle``, which lies between two
-    voxels of an even window, or at voxel w//2 (``voxel``, as in nnU-Net).
+    voxels of an even window, or at voxel w//2 (``voxel``, as in nnU-Net). Gaussian weights below ``floor`` are
+    raised to it (MONAI: 0.001), which matters wherever all windows lie that far off, as at the volume's faces.
 
     ``pooling`` is for classification: the scores of several windows are averaged, or the largest is taken.
     """
@@ -82,6 +83,7 @@ class Tiling(_Frozen):
     blending: Literal["gaussian", "constant"] = "gaussian"
     sigma: float = Field(0.125, gt=0, description="standard deviation as a fraction of the window")
     peak: Literal["middle", "voxel"] = "middle"
+    floor: float = Field(0.0, ge=0, lt=1, description="least weight of a voxel in a window")
     pad_value: float = Field(0.0, description="value outside the volume, after the preprocessing steps")
     mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
     batch: int = Field(1, ge=1, le=64)
@@ -103,6 +105,8 @@ class Tiling(_Frozen):
             raise ValueError(f"stride {self.stride} has halves, which only evenly spread windows may have")
         if len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError("mirror_axes holds an axis twice")
+        if self.floor and self.blending != "gaussian":
+            raise ValueError("floor is for gaussian blending, constant weights are all 1")
         return self
 
 
