@@ -103,16 +103,6 @@ def scan(folder: Path, seed: int, truth: bool = False) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cases")
-    for seed in range(2):
-        scan(root / "calibrate" / f"c{seed}", seed)
-    scan(root / "gate" / "with-truth", 10, truth=True)
-    scan(root / "gate" / "without", 11)
-    return root
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finder(tmp_path_factory.mktemp("model") / "finder.onnx")
 

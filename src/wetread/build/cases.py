@@ -107,7 +107,11 @@ def load_case(case: GateCase, recipe: Recipe, threads: int = 0) -> LoadedCase:
         InputError: the study cannot be read, or the truth does not lie on its voxels or names no label of the
             recipe; names the file.
     """
-    inputs = load_inputs(case.study, recipe, threads=threads, ignore=(TRUTH_MASK,))
+    try:
+        inputs = load_inputs(case.study, recipe, threads=threads, ignore=(TRUTH_MASK,))
+    except InputError as error:
+        error.where = f"{case.name}: {error.where}" if error.where else case.name
+        raise
     grid = inputs.loaded[recipe.reference_channel].volume.grid
     return LoadedCase(
         name=case.name,

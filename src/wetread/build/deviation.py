@@ -93,17 +93,23 @@ def choose_windows(
         EngineError: a network does not run.
     """
     kept: list[tuple[float, int, Float32]] = []
-    free = all(size is None for size in graphs[0].inputs[0].shape[2:])
+    whole = read_whole(graphs[0], recipe)
     for number, window in enumerate(drawn):
         array = window.array
         chance = label_chance(run_windows(graphs[0], [array], engine, threads)[0], recipe)
-        if recipe.tiling.kind == "whole" and recipe.fixed_shape is None and free and chance.ndim == 3:
+        if whole and chance.ndim == 3:
             array = _crop(array, chance, recipe.tiling.multiple)
         kept.append((-float(chance.sum(dtype=np.float64)), number, array))
         kept = sorted(kept, key=lambda item: item[:2])[:count]
     windows = tuple(array for _, _, array in sorted(kept, key=lambda item: item[1]))
     outputs = tuple(tuple(run_windows(graph, windows, engine, threads)) for graph in graphs)
     return Tuning(windows, outputs, recipe.activation)
+
+
+def read_whole(graph: Graph, recipe: Recipe) -> bool:
+    """Whether volumes are read as one window of any shape, so that a part of one is a window as well."""
+    free = all(size is None for size in graph.inputs[0].shape[2:])
+    return recipe.tiling.kind == "whole" and recipe.fixed_shape is None and free
 
 
 def label_chance(output: Float32, recipe: Recipe) -> Float32:
@@ -118,8 +124,13 @@ def label_chance(output: Float32, recipe: Recipe) -> Float32:
 def _crop(window: Float32, chance: Float32, multiple: tuple[int, int, int]) -> Float32:
     marked = np.argwhere(chance > 0.5)
     middle = marked.mean(0) if len(marked) else np.array(np.unravel_index(int(chance.argmax()), chance.shape))
+    return crop_around(window, [float(x) for x in middle], multiple)
+
+
+def crop_around(window: Float32, middle: Sequence[float], multiple: tuple[int, int, int]) -> Float32:
+    """At most 96 voxels an edge around a voxel, each edge a multiple of what the network asks for."""
     cut: list[slice] = [slice(None)]
-    for centre, size, step in zip(middle, chance.shape, multiple, strict=True):
+    for centre, size, step in zip(middle, window.shape[1:], multiple, strict=True):
         edge = min(size, max(step, LARGEST // step * step))
         start = int(np.clip(round(float(centre)) - edge // 2, 0, size - edge))
         cut.append(slice(start, start + edge))

@@ -17,7 +17,9 @@ from wetread.precision import Ranges
 from wetread.precision.placement import place
 
 LARGEST_CLIPPED = 0.05
-"""Share of values beyond the scale's range from which a scale counts as wrong; calibrators clip a few in a thousand."""
+"""Share of values beyond the scale's range from which a small scale counts as wrong."""
+LEAST_REACH = 0.6
+"""Part of the observed range from which on clipping is the calibrator's own decision, however much it clips."""
 _SLACK = 1.01
 _LEVELS = 127
 
@@ -29,7 +31,8 @@ def check_scales(
 
     - A quantise node and the dequantise node behind it have the same scale.
     - An activation's range (127 × scale) does not exceed what was observed on it, or on the tensors that share
-      its scale; with ``minmax`` it is not smaller either, with others at most 5 % of the values are clipped.
+      its scale; with ``minmax`` it is not smaller either, with others not below 0.6 of it where more than 5 % of
+      the values would be clipped.
     - A weight reads back to within half a step.
 
     Args:
@@ -94,7 +97,11 @@ def _check_range(
     if not seen:
         return
     clipped = _clipped(ranges, group, reach)
-    too_small = reach * _SLACK < seen if calibrator == "minmax" else clipped > LARGEST_CLIPPED
+    too_small = (
+        reach * _SLACK < seen
+        if calibrator == "minmax"
+        else clipped > LARGEST_CLIPPED and reach < LEAST_REACH * seen
+    )
     if reach <= seen * _SLACK and not too_small:
         return
     end = next((b.output[0] for b in graph.nodes if node.output[0] in b.input), node.output[0])
