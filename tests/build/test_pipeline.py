@@ -244,6 +244,9 @@ def test_shapes(model: Path, cases: Path, tmp_path: Path) -> None:
     profile = ShapeProfile.parse("16x16x16:16x16x16:32x32x32")
     made = build(model, tmp_path, options(cases, precision="fp32", shapes=profile))
     assert made.package.manifest.shapes == profile
+    assert made.dynamic is not None
+    assert made.dynamic.dynamic_ms > 0
+    assert "dynamic" not in made.facts  # times are no part of a package that is the same each time
     assert made.package.models[0].inputs[0].shape == (None, 1, None, None, None)
     fixed = build(model, tmp_path, options(cases, precision="fp32", force=True))
     assert fixed.package.models[0].inputs[0].shape == (None, 1, 16, 16, 16)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wetread.build.importers import ImportOptions
+from wetread.build.shapes import DynamicCost
 from wetread.build.verdict import GateLimits, GateResult
 from wetread.errors import GateError, Notice
 from wetread.package import Package, ShapeProfile
@@ -127,6 +128,8 @@ class BuildResult:
         attempts: every precision that was tried, the last one taken.
         facts: content of ``build.json``.
         notices: what a person should know.
+        dynamic: what a profile of window shapes costs on this device; None without one. Times differ from run
+            to run, so that they are no part of the package.
     """
 
     package: Package
@@ -134,6 +137,7 @@ class BuildResult:
     attempts: tuple[Attempt, ...]
     facts: dict[str, Any]
     notices: tuple[Notice, ...]
+    dynamic: DynamicCost | None = None
 
 
 class NotPassedError(GateError):

@@ -17,6 +17,7 @@ from wetread.build.options import PRECISIONS, Attempt, BuildOptions, BuildResult
 from wetread.build.pack import network_file, read_file, source_entry
 from wetread.build.prepare import Prepared, prepare
 from wetread.build.rollback import ranking_json, smallest_release
+from wetread.build.shapes import dynamic_cost
 from wetread.build.verdict import GateResult
 from wetread.engines import resolve
 from wetread.errors import Notice
@@ -56,7 +57,12 @@ def build(model: Path | str, out: Path | str, options: BuildOptions | None = Non
         candidate, result = work.decide()
         facts = work.facts(candidate)
         package = _write(Path(out), prepared, candidate, result, facts, options)
-    return BuildResult(package, result, tuple(work.attempts), facts, tuple(work.notices))
+    dynamic = None
+    if options.shapes is not None and options.shapes.min != options.shapes.max:
+        dynamic = dynamic_cost(
+            candidate.graphs[0], options.shapes, backend=options.engine, threads=options.threads or None
+        )
+    return BuildResult(package, result, tuple(work.attempts), facts, tuple(work.notices), dynamic)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -125,8 +125,14 @@ def _build(model: Path, out: Path, options: BuildOptions, as_json: bool) -> None
             show_build.gate_table(error.result)
         raise
     if as_json:
-        data = {"package": str(result.package.path), "hash": result.package.hash, "build": result.facts}
-        typer.echo(json.dumps(data | {"gate": None if result.gate is None else result.gate.to_json()}))
+        data: dict[str, Any] = {
+            "package": str(result.package.path),
+            "hash": result.package.hash,
+            "build": result.facts,
+        }
+        data["gate"] = None if result.gate is None else result.gate.to_json()
+        data["dynamic"] = None if result.dynamic is None else result.dynamic.as_dict()
+        typer.echo(json.dumps(data))
     else:
         show_build.built(result)
 

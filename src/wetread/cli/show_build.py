@@ -29,6 +29,13 @@ def built(result: BuildResult) -> None:
             _plain(console, _counts(network["precision"]["layers"]))
     if result.gate is not None:
         gate_table(result.gate)
+    if (cost := result.dynamic) is not None:
+        _plain(
+            console,
+            f"windows of several shapes: {cost.dynamic_ms:.1f} ms for one of the usual shape, "
+            f"{cost.fixed_ms:.1f} ms where it is fixed (± {cost.dynamic_spread_ms:.1f} and "
+            f"{cost.fixed_spread_ms:.1f}, {cost.windows} windows each)",
+        )
     for notice in result.notices:
         _plain(
             console, f"notice {notice.code}: {notice.text}" + (f" [{notice.where}]" if notice.where else "")
