@@ -171,7 +171,13 @@ def _extent(region: Region) -> int:
 
 
 def _rounded(before: Region, after: Region) -> bool:
-    """Whether the new side has floating-point constants of its own, which were rounded when stored."""
+    """Whether the new side has constants that were rounded when stored, or exact ones where the old were rounded.
+
+    Those of a recognised operator (√2 in Gelu) are exact, those of an export have float32.
+    """
+    known = {(node.domain, node.op_type) for node in before.nodes}
+    if any((node.domain, node.op_type) not in known for node in after.nodes):
+        return True
     old = [a for a in before.constants.values() if a.dtype.kind == "f"]
     return any(
         a.dtype.kind == "f" and not any(a.shape == b.shape and np.array_equal(a, b) for b in old)

@@ -18,6 +18,7 @@ from wetread.graph.passes.network import Network
 from wetread.graph.passes.report import GraphReport, PassReport, Site
 from wetread.graph.passes.shapes import assign
 from wetread.graph.passes.skeleton import skeleton
+from wetread.graph.passes.unused import unused
 from wetread.graph.passes.window import Trial, choose
 from wetread.graph.verify import verify
 
@@ -85,8 +86,8 @@ def _run(
     try:
         step.run(network)
         with quiet():
-            common.RemoveUnusedNodesPass()(model)
-            common.RemoveUnusedFunctionsPass()(model)
+            for cleaner in unused():
+                cleaner(model)
         _name(model)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise GraphError(

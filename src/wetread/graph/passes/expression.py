@@ -35,6 +35,12 @@ class View:
     Args:
         model: not changed while the view is in use.
         contents: shared by the views that are compared.
+
+    Attributes:
+        values: every value by name.
+        constants: content of those that are constants.
+        assumed: computed values that the other side has as constants. Each is checked by itself; where others
+            read it, it counts as that constant.
     """
 
     def __init__(self, model: ir.Model, contents: Contents) -> None:
@@ -47,6 +53,7 @@ class View:
             self.values[name] = value
             if (key := contents.key(value)) is not None:
                 self.constants[name] = key
+        self.assumed: dict[str, ir.Value] = {}
         self._common: Collection[str] = ()
         self._first: dict[Hashable, str] = {}
         self._seen: dict[str, Hashable] = {}
@@ -93,11 +100,15 @@ class View:
             value = node.inputs[0]
             if value is None:
                 return None
-        if (key := self.constants.get(str(value.name))) is not None:
+        name = str(value.name)
+        if (key := self.constants.get(name)) is not None:
             return key
-        if value.name in self._common:
-            return ("value", self._first.get(self.definition(value), value.name))
-        return self.definition(value)
+        if (other := self.assumed.get(name)) is not None:
+            return self._contents.key(other)
+        if name in self._common:
+            return ("value", self._first.get(self.definition(value), name))
+        definition = self.definition(value)
+        return ("value", self._first[definition]) if definition in self._first else definition
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -118,6 +129,10 @@ def changed(before: View, after: View) -> list[str]:
 
     By induction along the graph it is enough that these are equal as functions of values that both sides have.
     """
+    for mine, other in ((before, after), (after, before)):
+        mine.assumed = {
+            n: other.values[n] for n in other.constants if n in mine.values and n not in mine.constants
+        }
     common = {
         name
         for name in after.values

@@ -82,12 +82,25 @@ class Network:
         return node
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Lets every reader of `old` read `new`, which takes its name, type and shape."""
+        """Lets every reader of `old` read `new`, which takes its name, type and shape.
+
+        Nodes that nothing reads any more are removed at once.
+        """
         node = old.producer()
         if node is None:
             raise ValueError(f"{old.name!r} is no node's output")
         ir.convenience.replace_nodes_and_values(self.graph, node, [], [], [old], [new])
         old.name = f"{old.name}_before"
+        self._prune(node)
+
+    def _prune(self, node: ir.Node) -> None:
+        waiting = [node]
+        while waiting:
+            dead = waiting.pop()
+            if dead.graph is None or any(v.uses() or v.is_graph_output() for v in dead.outputs):
+                continue
+            waiting.extend(n for v in dead.inputs if v is not None and (n := v.producer()) is not None)
+            self.graph.remove(dead, safe=True)
 
     def alias(self, old: ir.Value, new: ir.Value) -> bool:
         """Lets every reader of `old` read the existing value `new`; False where `old` must keep its name."""

@@ -48,8 +48,9 @@ def cut_region(view: View, outputs: Collection[str], border: Callable[[str], boo
             continue
         seen.add(name)
         node = value.producer()
-        if name in view.constants:
-            tensor = ir.convenience.get_const_tensor(value)
+        known = view.assumed.get(name) if name not in wanted else None
+        if name in view.constants or known is not None:
+            tensor = ir.convenience.get_const_tensor(known or value)
             if tensor is not None:
                 constants[name] = tensor.numpy()
         elif node is None or (name not in wanted and border(name)):

@@ -29,7 +29,7 @@ def skeleton(model: ir.Model, where: str) -> Graph:
         tensor = value.const_value
         if tensor is None or tensor.size <= LARGE or value.is_graph_output():
             continue
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         del graph.initializers[name]
         value.const_value = None
         if value not in graph.inputs:

@@ -10,6 +10,12 @@ from onnx_ir.passes import common
 from wetread.graph.passes.library import LibraryPass
 
 
+def unused() -> list[Any]:
+    """The passes of onnx_ir, fresh; the driver runs them after every pass, too."""
+    functions: Any = common.RemoveUnusedFunctionsPass
+    return [common.RemoveUnusedNodesPass(), functions()]
+
+
 class UnusedPass(LibraryPass):
     """Removes what no output reads."""
 
@@ -18,4 +24,4 @@ class UnusedPass(LibraryPass):
 
     def passes(self) -> Sequence[Any]:
         """onnx_ir's own."""
-        return [common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass()]
+        return unused()

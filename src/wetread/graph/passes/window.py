@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,9 +91,7 @@ def choose(graph: Graph, small: Graph, window: Sequence[int] | None) -> Trial:
             inputs = inputs_for(graph, candidate)
             with np.errstate(all="ignore"):
                 shapes: dict[str, tuple[int, ...]] = {}
-                outputs = Evaluator(graph).run(
-                    inputs, watch=lambda name, array, to=shapes: to.update({name: np.shape(array)})
-                )
+                outputs = Evaluator(graph).run(inputs, watch=_noting(shapes))
         except GraphError as error:
             last = error
             continue
@@ -101,6 +99,13 @@ def choose(graph: Graph, small: Graph, window: Sequence[int] | None) -> Trial:
     raise last or GraphError(
         "no window was found that this network takes", where=graph.where, todo="name one that it was made for"
     )
+
+
+def _noting(shapes: dict[str, tuple[int, ...]]) -> Callable[[str, np.ndarray], None]:
+    def note(name: str, array: np.ndarray) -> None:
+        shapes[name] = np.shape(array)
+
+    return note
 
 
 def _candidates(graph: Graph, window: Sequence[int] | None) -> Iterator[Sequence[int] | None]:
