@@ -11,7 +11,7 @@ from tests.engines.contract import images
 from wetread.engines import Layered, LayerRun, make_engine
 from wetread.engines.openvino import OpenVinoEngine, runtime
 from wetread.engines.openvino.layers import _precision
-from wetread.errors import EngineError
+from wetread.errors import EngineError, EngineUnavailableError
 from wetread.graph import Graph
 
 SIZE = (8, 8, 8)
@@ -88,3 +88,14 @@ def test_which_shape() -> None:
 )
 def test_precision_of_a_step(runtime_type: str, kernel: str, expected: str) -> None:
     assert _precision(runtime_type, kernel) == expected
+
+
+@pytest.mark.parametrize(("network", "asked"), [("int8", "float32"), ("float32", "int8"), ("int8", "float8")])
+def test_a_precision_that_the_graph_has_not_is_refused(network: str, asked: str) -> None:
+    """It would be recorded, and the gate asked for it, without being what runs."""
+    model = networks.int8_chain() if network == "int8" else networks.unet((1, 2), (4, 8))
+    with pytest.raises(
+        EngineUnavailableError, match=f"the network is {network} and cannot be run as {asked}"
+    ):
+        make_engine(Graph(model), "openvino", precision=asked)
+    assert make_engine(Graph(model), "openvino", precision=network).info.precision == network

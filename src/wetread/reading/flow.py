@@ -149,7 +149,9 @@ def read_inputs(
     Raises:
         WetreadError: see `read`.
     """
-    info = _info(package, inputs.loaded, gate, inputs.notices)
+    # engines that keep plans say what they built and which plans they refused
+    made = [notice for engine in engines for notice in getattr(engine, "notices", ())]
+    info = _info(package, inputs.loaded, gate, (*inputs.notices, *made))
     case = _case(package, engines[0], inputs.loaded, info, options)
     _run(case, engines, inputs.loaded, progress if progress is not None else _silent)
     return replace(case.finish(), origin=inputs.loaded[package.recipe.reference_channel])
