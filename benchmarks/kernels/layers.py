@@ -40,12 +40,15 @@ def shortlist(problem: tune.Problem, path: Path | None, keep: int = 4) -> list:
     every = tune.candidates(problem)
     if path is None:
         return every
-    wanted = (list(problem.size), list(problem.channels), problem.co, problem.dtype, problem.stride)
+    wanted = [list(problem.channels), problem.co, problem.dtype, problem.stride]
+    same, like = [], []
     for key, row in json.loads(path.read_text()).items():
         k = json.loads(key)
-        if (k["size"], k["channels"], k["co"], k["dtype"], k["stride"]) == wanted:
+        if [k["channels"], k["co"], k["dtype"], k["stride"]] == wanted:
             best = [tune.tile_from(b["tile"]) for b in row["best"][:keep]]
-            return list(dict.fromkeys(best + [t for t in every if t.family == "march"]))
+            (same if k["size"] == list(problem.size) else like).extend(best)
+    if same or like:
+        return list(dict.fromkeys((same or like) + [t for t in every if t.family == "march"]))
     return every
 
 

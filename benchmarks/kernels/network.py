@@ -15,6 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from wetread.kernels import launch, tune, weights
+from wetread.kernels.hopper import march
 from wetread.kernels.launch import Epilogue, Norm
 
 FEATURES = (32, 64, 128, 256, 320, 320)
@@ -121,7 +122,8 @@ class Wiring:
 
     def __init__(self, model: UNet, size: tuple[int, int, int], batch: int, dtype: torch.dtype,
                  tiles: Callable[[tune.Problem], launch.Tile], scales: dict[str, float],
-                 share: tuple[int, int] | None = None) -> None:  # fmt: skip
+                 share: tuple[int, int] | None = None, fuse: bool = True) -> None:  # fmt: skip
+        self.fuse = fuse
         self.share, self.variants = share, 0  # compile only every share[1]-th variant, from share[0]
         self.model, self.size, self.batch, self.dtype, self.tiles = model, size, batch, dtype, tiles
         self.width = 1 if dtype != torch.float16 else 2
@@ -163,11 +165,22 @@ class Wiring:
         best = min(times, key=lambda t: times[t])
         self.add(name, variants[best], flop, moved, f"{kernel} {best}")
 
-    def raw(self, *shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    def raw(self, *shape: int, dtype: torch.dtype = torch.float16, key: tuple[int, ...] = ()) -> torch.Tensor:
         """Raw results live until the next step reads them: one buffer for each shape."""
-        if shape not in self.raws:
-            self.raws[shape] = torch.empty(*shape, dtype=dtype, device="cuda")
-        return self.raws[shape]
+        key = key or shape
+        if key not in self.raws:
+            self.raws[key] = torch.empty(*shape, dtype=dtype, device="cuda")
+        return self.raws[key]
+
+    def fresh(self, *shape: int) -> torch.Tensor:
+        """As raw, where the step reads a raw tensor of the same shape: a second buffer."""
+        return self.raw(*shape, dtype=torch.float16, key=(*shape, -1))
+
+    def on_load(self, level: int) -> bool:
+        """Whether the level's second convolution takes its input raw and normalises it as it loads."""
+        f = self.model.features[level]
+        voxels = self.level(level)[0] * self.level(level)[1] * self.level(level)[2]
+        return self.fuse and voxels > tune.SMALL and march.applies((f,), f, self.dtype, True)
 
     def new_sums(self, c: int) -> torch.Tensor:
         n = REPLICAS * self.batch * c * 2
@@ -207,6 +220,13 @@ class Wiring:
         tile = self.tiles(problem)
         packed_w = tune.pack(w.to(self.dtype), channels, tile)
         text = f"{tile.family}{tile.shape}n{tile.bn}k{tile.bk}w{tile.warps}s{tile.stages}/{tile.splits}"
+        if not problem.small and inputs[0].norm is not None:
+            y = self.fresh(self.batch, *size, co)
+            source, inverse = inputs[0], 1.0 / inputs[0].scale
+            run = partial(launch.conv3d, x, tune.pack(w.to(self.dtype), channels, tune.MARCH), y, tune.MARCH,
+                          Epilogue(scale, sums=norm.sums), norm=source.norm, in_inverse=inverse)  # fmt: skip
+            self.add(f"{name} conv", run, flop, voxels * (channels[0] + co) * 2, "march, norm on load")
+            return self.normalise(name, y, norm, raw)
         if not problem.small:
             y = self.raw(self.batch, *size, co)
             self.add(f"{name} conv", lambda: launch.conv3d(x, packed_w, y, tile, Epilogue(scale, bias, sums=norm.sums),
@@ -248,9 +268,9 @@ class Wiring:
         inverse = self.inverse(name)
         bk = 1 << (c - 1).bit_length() if c <= 128 else 64
         variants = {}
-        for rows, bn, taps, w in ((128, 32, 8, 4), (128, 32, 2, 4), (64, 32, 8, 4), (64, 64, 2, 4), (64, 64, 1, 4),
-                                  (128, 64, 8, 8)):  # fmt: skip
-            if bn <= co:
+        for rows, bn, taps, w in ((128, 64, 4, 4), (128, 64, 4, 8), (128, 64, 1, 4), (64, 64, 4, 4), (64, 64, 1, 4),
+                                  (64, 128, 1, 4), (128, 128, 4, 8)):  # fmt: skip
+            if bn <= 2 * co:
                 tile = launch.Tile("gather", (1, 1, rows), bn, bk, w, 2)
                 variants[f"{rows}×{bn} t{taps} w{w}"] = partial(
                     launch.upconv, a.tensor, packed, out, Epilogue(scale, bias, inverse=inverse), norm=a.norm,
@@ -265,12 +285,12 @@ class Wiring:
         a = Act(self.plan.source)
         skips = []
         for i in range(depth):
-            a = self.conv_norm([a], m.down[i][0], i)
+            a = self.conv_norm([a], m.down[i][0], i, raw=self.on_load(i))
             a = self.conv_norm([a], m.down[i][1], i)
             skips.append(a)
         for i in reversed(range(depth - 1)):
             up = self.up(a, m.up[i], i)
-            a = self.conv_norm([up, skips[i]], m.merge[i][0], i)
+            a = self.conv_norm([up, skips[i]], m.merge[i][0], i, raw=self.on_load(i))
             a = self.conv_norm([a], m.merge[i][1], i, raw=True)
         w, b = weights.pack_head(m.head.weight.detach().half()), m.head.bias.detach().float()
         variants = {f"{r} ×{loop}": partial(launch.head, a.tensor, w, b, self.plan.result, norm=a.norm, rows=r, loop=loop)

@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=["float16", "int8"])
     parser.add_argument("--tiles", type=Path)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--apart", action="store_true", help="every norm a pass of its own")
     parser.add_argument("--processes", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -171,7 +172,8 @@ def main() -> None:
     graphs = []
     for kind in args.types:
         before = torch.cuda.memory_allocated()
-        plan = Wiring(model, size, args.batch, getattr(torch, kind), chooser(args.tiles, used), scales).build()
+        plan = Wiring(model, size, args.batch, getattr(torch, kind), chooser(args.tiles, used), scales,
+                      fuse=not args.apart).build()
         plan.source.copy_(x[:, 0, ..., None])
         plan.result.fill_(float("nan"))
         plan.run()

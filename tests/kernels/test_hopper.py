@@ -9,11 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.kernels.reference import DEVICE, HALF, check_sums, conv, error, poisoned, rand  # noqa: E402
+from tests.kernels.reference import DEVICE, HALF, check_sums, conv, error, norm, poisoned, rand  # noqa: E402
 from wetread.errors import EngineUnavailableError  # noqa: E402
 from wetread.kernels import weights  # noqa: E402
 from wetread.kernels.hopper import driver, march  # noqa: E402
-from wetread.kernels.launch import Epilogue, Tile, conv3d  # noqa: E402
+from wetread.kernels.launch import Epilogue, Norm, Tile, conv3d  # noqa: E402
 
 pytestmark = pytest.mark.peer
 
@@ -47,7 +47,8 @@ def test_segments_cover_the_depth(columns, depth):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float8_e4m3fn], ids=str)
-def test_compiles_without_spills(dtype, tmp_path):
+@pytest.mark.parametrize(("channels", "normed"), [((32,), False), ((32, 32), False), ((32,), True), ((64,), True)])
+def test_compiles_without_spills(dtype, channels, normed, tmp_path):
     """Also where there is no GPU, if CUDA's run-time compiler is here."""
     try:
         driver._nvrtc()
@@ -55,14 +56,15 @@ def test_compiles_without_spills(dtype, tmp_path):
         pytest.skip(str(absent))
     some = torch.zeros(1)
     epilogue = Epilogue(scale=None if dtype == torch.float16 else some, sums=some)
-    constants = march.defines((32, 32), dtype, epilogue, march.stages((32, 32), dtype))
+    constants = march.defines(channels, dtype, epilogue, normed)
     cubin = driver.compile_source(march.source(dtype), "sm_90a", constants)
     assert cubin[:4] == b"\x7fELF"
     dump = shutil.which("cuobjdump")
     if dump:
         (tmp_path / "k.cubin").write_bytes(cubin)
         text = subprocess.run([dump, "-res-usage", tmp_path / "k.cubin"], capture_output=True, text=True, check=True)
-        assert "STACK:0" in text.stdout
+        stack = int(text.stdout.split("STACK:")[1].split()[0])
+        assert stack <= (48 if normed and dtype != torch.float16 else 0)
 
 
 @on_hopper
@@ -93,3 +95,32 @@ def test_values(dtype, channels, co, size):
         r = torch.where(r > 0, r, r * 0.01)
     assert error(y, r) < (2e-3 if dtype == torch.float8_e4m3fn else HALF)
     check_sums(sums, r)
+
+
+@on_hopper
+@pytest.mark.parametrize("size", [(5, 16, 16), (7, 20, 37), (40, 48, 32)])
+@pytest.mark.parametrize(("c", "co"), [(32, 32), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_norm_on_load(dtype, c, co, size):
+    """Raw input, normalised in shared memory: the padding is zero after the norm, not before."""
+    x = rand(2, *size, c, scale=2.0) + 1.0
+    v = x.double()
+    sums = torch.stack([v.sum((1, 2, 3)), (v**2).sum((1, 2, 3))], -1)
+    sums = torch.stack([sums * 0.25, sums * 0.75]).contiguous()
+    gamma, beta = rand(c, dtype=torch.float32).abs() + 0.5, rand(c, dtype=torch.float32, seed=3)
+    given = norm(x, gamma, beta, slope=0.01)
+    w, scale, inverse = rand(co, c, 3, 3, 3, scale=0.04), None, 1.0
+    if dtype != torch.float16:
+        inverse = 25.0 if dtype == torch.int8 else 60.0
+        q = weights.quantise(w.float(), 1 / inverse, dtype)
+        w, scale = q.weight, q.scale
+        given = given * inverse
+        given = given.round().clamp(-127, 127) if dtype == torch.int8 else given.clamp(-448, 448).to(dtype)
+    r = conv([given], w.float()) * (1.0 if scale is None else scale.double())
+    y = poisoned(2, *size, co)
+    out_sums = torch.zeros(4, 2, co, 2, dtype=torch.float64, device=DEVICE)
+    conv3d([x], [march.pack(w, (c,))], y, TILE, Epilogue(scale, sums=out_sums),
+           norm=Norm(sums, gamma, beta, 1e-5, 0.01), in_inverse=inverse)  # fmt: skip
+    # a value that lies between two 8-bit ones may round either way
+    assert error(y, r) < (HALF if dtype == torch.float16 else 5e-3)
+    check_sums(out_sums, y.double())

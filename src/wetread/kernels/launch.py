@@ -126,6 +126,8 @@ def conv3d(
     kernel: tuple[int, int, int] = (3, 3, 3),
     stride: int = 1,
     dilation: int = 1,
+    norm: Norm | None = None,
+    in_inverse: float = 1.0,
 ) -> None:
     """Convolution of one input, or of two that lie one after the other in channels (a concat never made).
 
@@ -141,6 +143,8 @@ def conv3d(
         kernel: taps along D, H, W.
         stride: of the output, equal along all axes.
         dilation: of the kernel, equal along all axes.
+        norm: of one raw float16 input, applied as it is loaded (march alone; the weights set the product's type).
+        in_inverse: 1 / scale of the 8-bit input that `norm` makes.
 
     Raises:
         EngineError: shapes or types that the family does not take.
@@ -148,7 +152,9 @@ def conv3d(
     _channels_last(*x)
     one = tile.family == "march"
     _require(len(weights) == (1 if one else len(x)) and 1 <= len(x) <= 2, "a weight tensor for each of 1 or 2 inputs")
-    _require(len({t.dtype for t in x} | {w.dtype for w in weights}) == 1, "inputs and weights of one type")
+    kinds = {t.dtype for t in x} | ({w.dtype for w in weights} if norm is None else {torch.float16})
+    _require(len(kinds) == 1, "inputs and weights of one type, or raw float16 inputs with a norm")
+    _require(norm is None or (one and len(x) == 1), "a norm on load with march and one input alone")
     _require(all(t.shape[:4] == x[0].shape[:4] for t in x), "inputs of one spatial shape")
     parts = out.ndim == 6
     _require(parts == (tile.splits > 1), "an output with parts exactly where the tile splits K")
@@ -166,7 +172,7 @@ def conv3d(
         from wetread.kernels.hopper import march
 
         _require(not parts and out.dtype == torch.float16, "a float16 output without parts for march")
-        march.conv3d_march(x, weights[0], out, epilogue)
+        march.conv3d_march(x, weights[0], out, epilogue, norm, in_inverse)
     elif tile.family == "taps":
         _taps(x, weights, out, tile, epilogue)
     else:
@@ -359,7 +365,7 @@ def norm_reduce(parts: Tensor, norm: Norm, out: Tensor, *, inverse: float = 1.0,
 
 def upconv(
     x: Tensor, weight: Tensor, out: Tensor, epilogue: Epilogue = PLAIN, *, norm: Norm | None = None,
-    in_inverse: float = 1.0, tile: Tile | None = None, taps: int = 8,
+    in_inverse: float = 1.0, tile: Tile | None = None, taps: int = 4,
 ) -> None:  # fmt: skip
     """Transposed convolution 2×2×2 with stride 2; weight from `weights.pack_up`.
 
@@ -370,8 +376,8 @@ def upconv(
         epilogue: scale, bias, inverse.
         norm: of the input.
         in_inverse: 1 / scale of the 8-bit input that `norm` makes.
-        tile: rows (product of shape), bn of CO, bk (C or more: the input is loaded once).
-        taps: of the eight outputs, how many a program makes.
+        tile: rows (product of shape), bn of 2·CO, bk (C or more: the input is loaded once).
+        taps: of the four (kd, kh), how many a program makes.
     """
     from wetread.kernels.device.small import upconv as kernel
 
@@ -379,12 +385,13 @@ def upconv(
     n, d, h, w, c = x.shape
     co = out.shape[-1]
     _require(out.shape == (n, 2 * d, 2 * h, 2 * w, co) and weight.shape == (8, co, c), "matching shapes")
-    t = tile or Tile("gather", (1, 1, 128), 32, 64, 4, 2)
+    _require(out.stride(3) == co, "an output whose neighbours along W lie one after the other")
+    t = tile or Tile("gather", (1, 1, 128), 64, 64, 4, 2)
     rows = t.shape[0] * t.shape[1] * t.shape[2]
     pointers, constants, _ = _common(epilogue, out)
     sums, sums_n, sums_r, replicas, _ = _sums(None if norm is None else norm.sums, x)
     gamma, beta, eps, slope = (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
-    kernel[(-(-co // t.bn) * (8 // taps) * -(-(d * h * w) // rows), n)](
+    kernel[(-(-2 * co // t.bn) * (4 // taps) * -(-(d * h * w) // rows), n)](
         x, weight, out, pointers[0], pointers[1], sums, gamma, beta, float(in_inverse), pointers[3], eps,
         d * h * w, d, h, w, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, C=c, CO=co, BM=rows,
         BN=t.bn, BK=t.bk, TAPS=taps, IN=_types()[weight.dtype], ACC=_accumulator(weight.dtype), OUT=_types()[out.dtype],

@@ -35,7 +35,8 @@ def few(
         tap = tl.where(k < KD * KH * KW * C, tap, 0)
         row = (do * S - PAD) * xd + (ho * S - PAD) * xh + (wo * S - PAD) * xw
         step = (tap // (KH * KW)) * xd + ((tap // KW) % KH) * xh + (tap % KW) * xw + k % C
-        a = tl.load(x_ptr + n * xn + tl.where(row_ok, row, 0)[:, None] + step[None, :])
+        # rows last, so that neighbouring lanes read neighbouring voxels
+        a = tl.load(x_ptr + n * xn + tl.where(row_ok, row, 0)[None, :] + step[:, None]).T
     else:
         d = (do * S - PAD)[:, None] + (tap // (KH * KW))[None, :]
         h = (ho * S - PAD)[:, None] + ((tap // KW) % KH)[None, :]
@@ -135,16 +136,17 @@ def upconv(
 ):  # fmt: skip
     """Transposed convolution 2×2×2, stride 2: a product [voxels, C] × [C, 8·CO], stored scattered.
 
-    A program makes TAPS of the eight outputs of its voxels; where C ≤ BK it loads them once. With NORM the
+    A program makes TAPS of the four (kd, kh) of its voxels, each with both kw; where C ≤ BK it loads them once. With NORM the
     input is normalised, activated and cast to IN as it is loaded.
     """
-    NB: tl.constexpr = (CO + BN - 1) // BN
-    GROUPS: tl.constexpr = 8 // TAPS
+    NB: tl.constexpr = (2 * CO + BN - 1) // BN
+    GROUPS: tl.constexpr = 4 // TAPS
     pid = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
     rows = (pid // (NB * GROUPS)) * BM + tl.arange(0, BM)
     cols = (pid // GROUPS % NB) * BN + tl.arange(0, BN)
-    cols_ok = cols < CO
+    cols_ok = cols < 2 * CO
+    channels = cols % CO
     row_ok = rows < D * H * W
     w = rows % W
     h = (rows // W) % H
@@ -161,7 +163,7 @@ def upconv(
         a = up_input(at, ks, k_ok, row_ok, m, s, in_inverse, IN, NORM, IN_SLOPE)
     for t in range(TAPS):
         tap = pid % GROUPS * TAPS + t
-        wt = w_ptr + (tap * CO + cols)[None, :] * C
+        wt = w_ptr + (tap * 2 * CO + cols)[None, :] * C
         if C <= BK:
             b = tl.load(wt + ks[:, None], mask=cols_ok[None, :] & (ks < C)[:, None], other=0.0)
             acc = tl.dot(a, b, out_dtype=ACC)
@@ -178,14 +180,16 @@ def upconv(
                 a = up_input(at, kk, k_ok, row_ok, m, s, in_inverse, IN, NORM, IN_SLOPE)
                 b = tl.load(wt + kk[:, None], mask=cols_ok[None, :] & k_ok[:, None], other=0.0)
                 acc = tl.dot(a, b, acc, out_dtype=ACC)
-        y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED, BIASED, 1.0)
-        to = base[:, None] + ((tap // 4) * yd + ((tap // 2) % 2) * yh + (tap % 2) * yw) + cols[None, :]
+        y = finish(acc, scale_ptr, bias_ptr, channels, cols_ok, SCALED, BIASED, 1.0)
+        # the outputs 2w and 2w + 1 lie one after the other: 2·CO values in a row
+        to = base[:, None] + ((tap // 2) * yd + (tap % 2) * yh) + cols[None, :]
         tl.store(to, narrow(y, inverse, OUT), mask=ok)
         if HALO:
             # the zero voxels at both ends of W belong to whoever wrote their neighbours
-            edge = tl.where(tap % 2 == 0, w == 0, w == W - 1)
+            left = cols < CO
+            edge = tl.where(left[None, :], (w == 0)[:, None], (w == W - 1)[:, None])
             zero = narrow(y * 0.0, inverse, OUT)
-            tl.store(to + (tap % 2 * 2 - 1) * yw, zero, mask=ok & edge[:, None])
+            tl.store(to + tl.where(left, -CO, CO)[None, :], zero, mask=ok & edge)
 
 
 @triton.jit

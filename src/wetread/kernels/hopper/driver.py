@@ -18,7 +18,7 @@ from wetread.errors import EngineError, EngineUnavailableError
 
 # cuda.h: CUtensorMapDataType, CUtensorMapSwizzle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _TYPES = {torch.float16: 6, torch.int8: 0, torch.float8_e4m3fn: 0}
-_SWIZZLE = {32: 1, 64: 2, 128: 3}
+_SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
 _MAX_SHARED = 8
 
 
@@ -92,7 +92,10 @@ def load(cubin: bytes, name: str, shared_bytes: int) -> ctypes.c_void_p:
 
 
 def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int) -> TensorMap:
-    """Describes a tensor and the box that one copy takes (innermost axis last, as in torch); outside it is zero."""
+    """Describes a tensor and the box that one copy takes (innermost axis last, as in torch); outside it is zero.
+
+    `swizzle` is 32, 64 or 128 bytes, or 0 for rows as they are.
+    """
     storage = (ctypes.c_char * (128 + 64))()
     # the driver writes the map where it is aligned to 64 bytes
     at = (ctypes.addressof(storage) + 63) & ~63

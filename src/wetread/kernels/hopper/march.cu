@@ -8,11 +8,17 @@
 // 27, and N = 96 asks less of shared memory than the tensor core takes to compute.
 //
 // All weights of the block stay in shared memory. One warp loads planes through tensor maps (outside the tensor
-// they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each.
+// they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each, and store plane p-1 while the
+// tensor cores work on plane p+1.
+//
+// With NORM the input is raw float16 of a convolution before: seven more warps normalise each plane in shared
+// memory (a, b from the float64 sums), apply the leaky ReLU, write zero where the padding is, and round to the type
+// of the product. Float16 stays where it arrived; 8-bit values go to a ring of their own.
 //
 // Set from outside: KIND (0 float16, 1 int8, 2 float8 e4m3), S (bytes of a voxel in a chunk of channels: 32, 64 or
 // 128, the swizzle's width), CHUNKS (chunks of both inputs), CHUNKS0 (of the first), STAGES, SCALED, BIASED,
-// LEAKY, STATS; and WGMMA, the instruction with its 48 registers.
+// LEAKY, STATS, NORM, RAWS (raw planes in
+// flight, 8 bits only); and WGMMA, the instruction with its 48 registers.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -34,6 +40,12 @@ constexpr int STAGE = (PLANE + 1023) / 1024 * 1024;
 constexpr int TAP = 96 * S;                                  // bytes of one (kh, kw): 3 depth taps x 32 outputs
 constexpr int WEIGHTS = 9 * CHUNKS * TAP;
 constexpr int KSTEPS = S / 32;                               // one instruction takes 32 bytes of K
+constexpr int CH = S / (KIND == 0 ? 2 : 1);                  // channels of a chunk
+constexpr bool APART = NORM && KIND != 0;                    // raw planes have a ring of their own
+constexpr int RAW_PLANE = EDGE * EDGE * CH * 2;
+constexpr int RAW_STAGE = (RAW_PLANE + 1023) / 1024 * 1024;
+constexpr int RAW_RING = APART ? RAWS : 0;
+constexpr int WORKERS = NORM ? 7 : 0;                        // warps that normalise
 constexpr u64 LAYOUT = S == 128 ? 1 : S == 64 ? 2 : 3;
 
 __device__ __forceinline__ void barrier_init(u32 bar, u32 count) {
@@ -96,15 +108,52 @@ __device__ __forceinline__ void transpose(u32 (&q)[4], int lane) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+// what a norm on load reads
+struct Source { const double* sums; const float* gamma; const float* beta; i64 sums_n, sums_r; int replicas; float eps, slope, inverse; };
+
+// eight raw float16 values: a * x + b, leaky ReLU
+__device__ __forceinline__ void normalise(const uint4& in, const float* ab, float slope, float (&v)[8]) {
+  const u32 words[4] = {in.x, in.y, in.z, in.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    float lo, hi;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(lo), "=f"(hi) : "r"(words[i]));
+    lo = fmaf(lo, ab[4 * i], ab[4 * i + 1]);
+    hi = fmaf(hi, ab[4 * i + 2], ab[4 * i + 3]);
+    v[2 * i] = fmaxf(lo, 0.f) + fminf(lo, 0.f) * slope;
+    v[2 * i + 1] = fmaxf(hi, 0.f) + fminf(hi, 0.f) * slope;
+  }
+}
+// four values as four bytes
+__device__ __forceinline__ u32 bytes(float a, float b, float c, float d) {
+  u32 r;
+#if KIND == 2
+  asm("{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %2, %1; cvt.rn.satfinite.e4m3x2.f32 h, %4, %3; mov.b32 %0, {l, h}; }"
+      : "=r"(r) : "f"(a), "f"(b), "f"(c), "f"(d));
+#else
+  // 1.5 * 2**23 leaves the nearest integer, ties to even, in the low byte
+  const float big = 12582912.f;
+  a = fminf(fmaxf(a, -127.f), 127.f) + big; b = fminf(fmaxf(b, -127.f), 127.f) + big;
+  c = fminf(fmaxf(c, -127.f), 127.f) + big; d = fminf(fmaxf(d, -127.f), 127.f) + big;
+  const u32 lo = __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x0040);
+  const u32 hi = __byte_perm(__float_as_uint(c), __float_as_uint(d), 0x0040);
+  r = __byte_perm(lo, hi, 0x5410);
+#endif
+  return r;
+}
+
+extern "C" __global__ void __launch_bounds__(NORM ? 512 : 384, 1)
 march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1, const __grid_constant__ TensorMap wmap,
       unsigned short* __restrict__ y, const float* __restrict__ scale, const float* __restrict__ bias,
       double* __restrict__ sums, float slope, int D, int H, int W, int tiles_h, int tiles_w, int blocks, int segments,
-      int length, i64 yn, i64 yd, i64 yh, i64 yw, i64 sums_n, i64 sums_r, int replicas) {
+      int length, i64 yn, i64 yd, i64 yh, i64 yw, i64 sums_n, i64 sums_r, int replicas, const Source source) {
   extern __shared__ unsigned char raw[];
   const u32 start = ((u32)__cvta_generic_to_shared(raw) + 1023) & ~1023u;
   const u32 weights = start + STAGES * STAGE;
-  const u32 full = weights + WEIGHTS, empty = full + 8 * STAGES, ready = empty + 8 * STAGES;
+  const u32 raws = weights + (WEIGHTS + 1023) / 1024 * 1024;
+  const u32 full = raws + RAW_RING * RAW_STAGE, empty = full + 8 * STAGES, ready = empty + 8 * STAGES;
+  const u32 came = ready + 8, left = came + 8 * 16;           // raw planes: arrived, and read
+  const u32 table = left + 8 * 16;                            // a, b of each input channel
 
   int id = blockIdx.x;
   const int cb = id % blocks; id /= blocks;
@@ -117,33 +166,102 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) { barrier_init(full + 8 * i, 1); barrier_init(empty + 8 * i, 2); }
+    for (int i = 0; i < STAGES; i++) { barrier_init(full + 8 * i, NORM ? WORKERS : 1); barrier_init(empty + 8 * i, 2); }
+    for (int i = 0; i < 16; i++) { barrier_init(came + 8 * i, 1); barrier_init(left + 8 * i, WORKERS ? WORKERS : 1); }
     barrier_init(ready, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
+  if (NORM && threadIdx.x < CHUNKS * CH) {
+    const int c = threadIdx.x;
+    double total = 0, square = 0;
+    for (int r = 0; r < source.replicas; r++) {
+      const double* from = source.sums + r * source.sums_r + n * source.sums_n + c * 2;
+      total += from[0];
+      square += from[1];
+    }
+    const double voxels = (double)D * H * W, mean = total / voxels;
+    const float variance = (float)(square / voxels - mean * mean);
+    // the 8-bit scale goes into a and b: leaky ReLU keeps positive factors
+    const float a = rsqrtf(fmaxf(variance, 0.f) + source.eps) * source.gamma[c];
+    const float b = source.beta[c] - (float)mean * a;
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(table + 8 * c), "f"(a * source.inverse), "f"(b * source.inverse));
+  }
   __syncthreads();
 
-  if (warp >= 8) {                                            // the warpgroup that loads
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+  if (warp >= 8) {                                            // the warps that load and normalise
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(NORM ? 56 : 40));
     if (warp == 8 && lane == 0) {
       barrier_expect(ready, WEIGHTS);
       for (int i = 0; i < 9 * CHUNKS; i++)
         load_rows(weights + i * TAP, &wmap, ready, 0, (cb * 9 * CHUNKS + i) * 96);
       int stage = 0;
       u32 phase = 1;
+      constexpr int RING = APART ? RAWS : STAGES;
+      const u32 free = APART ? left : empty, arrived = NORM ? came : full, to = APART ? raws : start;
       for (int p = 0; p < planes; p++)
         for (int c = 0; c < CHUNKS; c++) {
-          barrier_wait(empty + 8 * stage, phase);
-          barrier_expect(full + 8 * stage, PLANE);
+          barrier_wait(free + 8 * stage, phase);
+          barrier_expect(arrived + 8 * stage, APART ? RAW_PLANE : PLANE);
           const bool first = c < CHUNKS0;
-          constexpr int step = S / (KIND == 0 ? 2 : 1);
-          load_plane(start + stage * STAGE, first ? &x0 : &x1, full + 8 * stage, (first ? c : c - CHUNKS0) * step,
-                     w0 - 1, h0 - 1, d0 + p - 1, n);
-          if (++stage == STAGES) { stage = 0; phase ^= 1; }
+          load_plane(to + stage * (APART ? RAW_STAGE : STAGE), first ? &x0 : &x1, arrived + 8 * stage,
+                     (first ? c : c - CHUNKS0) * CH, w0 - 1, h0 - 1, d0 + p - 1, n);
+          if (++stage == RING) { stage = 0; phase ^= 1; }
         }
+    } else if (NORM && warp > 8) {
+      constexpr int EACH = KIND == 0 ? 8 : 16;                // channels of a thread: 16 bytes of the operand
+      constexpr int PARTS = CH / EACH;
+      const int worker = threadIdx.x - 288, lane_part = worker % PARTS;
+      int stage = 0, ring = 0;
+      u32 phase = 1, ring_phase = 0;
+      for (int p = 0; p < planes; p++) {
+        const int d = d0 + p - 1;
+        for (int c = 0; c < CHUNKS; c++) {
+          float ab[2 * EACH];
+#pragma unroll
+          for (int i = 0; i < EACH; i++)
+            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(ab[2 * i]), "=f"(ab[2 * i + 1])
+                         : "r"(table + 8 * (c * CH + lane_part * EACH + i)));
+          barrier_wait(came + 8 * ring, ring_phase);
+          if (APART) barrier_wait(empty + 8 * stage, phase);
+          for (int v = worker / PARTS; v < EDGE * EDGE; v += WORKERS * 32 / PARTS) {
+            const int h = h0 - 1 + v / EDGE, w = w0 - 1 + v % EDGE;
+            const bool inside = d >= 0 && d < D && h >= 0 && h < H && w >= 0 && w < W;
+            // the swizzle: 16-byte places are exchanged by the row's bits of the address
+            const u32 at = start + stage * STAGE + v * S;
+            const u32 to = at + ((lane_part ^ (at >> 7 & (S / 16 - 1))) << 4);
+            uint4 out = make_uint4(0, 0, 0, 0);
+            if (inside) {
+              float f[8];
+              uint4 in;
+              const u32 from = APART ? raws + ring * RAW_STAGE + v * CH * 2 + lane_part * 32 : to;
+              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(in.x), "=r"(in.y), "=r"(in.z), "=r"(in.w) : "r"(from));
+              normalise(in, ab, source.slope, f);
+#if KIND == 0
+              out = make_uint4(half2(f[0], f[1]), half2(f[2], f[3]), half2(f[4], f[5]), half2(f[6], f[7]));
+#else
+              out.x = bytes(f[0], f[1], f[2], f[3]);
+              out.y = bytes(f[4], f[5], f[6], f[7]);
+              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(in.x), "=r"(in.y), "=r"(in.z), "=r"(in.w) : "r"(from + 16));
+              normalise(in, ab + 16, source.slope, f);
+              out.z = bytes(f[0], f[1], f[2], f[3]);
+              out.w = bytes(f[4], f[5], f[6], f[7]);
+#endif
+            }
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(out.x), "r"(out.y), "r"(out.z), "r"(out.w) : "memory");
+          }
+          asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+          __syncwarp();
+          if (lane == 0) {
+            barrier_arrive(full + 8 * stage);
+            if (APART) barrier_arrive(left + 8 * ring);
+          }
+          if (++stage == STAGES) { stage = 0; phase ^= 1; }
+          if (++ring == (APART ? RAWS : STAGES)) { ring = 0; ring_phase ^= 1; }
+        }
+      }
     }
   } else {                                                    // the two that compute
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(NORM ? 200 : 232));
     const int group = warp / 4, part = warp % 4;
     const int quad = lane % 4;
     acc_t acc[2][48];
@@ -160,6 +278,45 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       addend[i] = BIASED ? bias[channel] : 0.f;
       pivot[i] = s1[i] = s2[i] = 0.f;
     }
+    acc_t done[2][16] = {};                                        // the plane that is complete, while the next is computed
+    auto store = [&](int d) {
+#pragma unroll
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const int h = h0 + group * 8 + part * 2 + r, w = w0 + t * 8 + lane / 4;
+          const bool inside = h < H && w < W && d >= d0;
+          float v[8];
+#pragma unroll
+          for (int i = 0; i < 8; i++) {
+            v[i] = (float)done[t][(i / 2) * 4 + r * 2 + i % 2];
+            if (SCALED) v[i] *= factor[i];
+            if (BIASED) v[i] += addend[i];
+            if (LEAKY) v[i] = v[i] > 0.f ? v[i] : v[i] * slope;
+          }
+          if (STATS) {                                      // about the thread's first value: nothing cancels
+            if (t == 0 && r == 0) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) pivot[i] = d == d0 ? v[i] : pivot[i];
+              }
+              const float one = inside ? 1.f : 0.f;
+            count += one;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+              const float about = (v[i] - pivot[i]) * one;
+              s1[i] += about;
+              s2[i] = fmaf(about, about, s2[i]);
+            }
+          }
+          u32 q[4];
+#pragma unroll
+          for (int i = 0; i < 4; i++) q[i] = half2(v[2 * i], v[2 * i + 1]);
+          transpose(q, lane);
+          if (inside)
+            *reinterpret_cast<uint4*>(y + n * yn + d * yd + h * yh + w * yw + cb * 32 + quad * 8) =
+                make_uint4(q[0], q[1], q[2], q[3]);
+        }
+    };
     barrier_wait(ready, 0);
     int stage = 0;
     u32 phase = 0;
@@ -179,60 +336,25 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
             for (int t = 0; t < 2; t++)
               wgmma(acc[t], a + ((((tap / 3) * EDGE + tap % 3 + t * 8) * S + k * 32) >> 4), b + ((tap * TAP + k * 32) >> 4));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (c == 0) store(d0 + p - 3);                        // complete since the plane before (none below d0)
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         hold(acc[0]);
         hold(acc[1]);
         if (threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * stage);
         if (++stage == STAGES) { stage = 0; phase ^= 1; }
       }
-      if (p >= 2) {                                           // output plane d0 + p - 2 is complete
-        const int d = d0 + p - 2;
-#pragma unroll
-        for (int t = 0; t < 2; t++)
-#pragma unroll
-          for (int r = 0; r < 2; r++) {
-            const int h = h0 + group * 8 + part * 2 + r, w = w0 + t * 8 + lane / 4;
-            const bool inside = h < H && w < W;
-            float v[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-              v[i] = (float)acc[t][(i / 2) * 4 + r * 2 + i % 2];
-              if (SCALED) v[i] *= factor[i];
-              if (BIASED) v[i] += addend[i];
-              if (LEAKY) v[i] = v[i] > 0.f ? v[i] : v[i] * slope;
-            }
-            if (STATS) {                                      // about the thread's first value: nothing cancels
-              if (p == 2 && t == 0 && r == 0) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) pivot[i] = v[i];
-              }
-              const float one = inside ? 1.f : 0.f;
-              count += one;
-#pragma unroll
-              for (int i = 0; i < 8; i++) {
-                const float about = (v[i] - pivot[i]) * one;
-                s1[i] += about;
-                s2[i] = fmaf(about, about, s2[i]);
-              }
-            }
-            u32 q[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) q[i] = half2(v[2 * i], v[2 * i + 1]);
-            transpose(q, lane);
-            if (inside)
-              *reinterpret_cast<uint4*>(y + n * yn + d * yd + h * yh + w * yw + cb * 32 + quad * 8) =
-                  make_uint4(q[0], q[1], q[2], q[3]);
-          }
-      }
 #pragma unroll
       for (int t = 0; t < 2; t++)
 #pragma unroll
         for (int i = 0; i < 16; i++) {
+          done[t][i] = acc[t][i];
           acc[t][i] = acc[t][i + 16];
           acc[t][i + 16] = acc[t][i + 32];
           acc[t][i + 32] = 0;
+          asm volatile("" : HOLD(done[t][i])::"memory");      // copied here, not where it is read
         }
     }
+    store(d0 + planes - 3);
     if (STATS) {
 #pragma unroll
       for (int i = 0; i < 8; i++) {

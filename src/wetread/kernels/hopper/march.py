@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from wetread.kernels.hopper import driver
-from wetread.kernels.launch import Epilogue
+from wetread.kernels.launch import Epilogue, Norm
 
 Tensor = torch.Tensor
 COLUMN, OUTPUTS, EDGE = 16, 32, 18
@@ -29,23 +29,50 @@ def chunk_bytes(channels: Sequence[int], dtype: torch.dtype) -> int:
     return next((s for s in (64, 32) if all(c * width % s == 0 for c in channels)), 0)
 
 
-def stages(channels: Sequence[int], dtype: torch.dtype) -> int:
-    """Planes in flight beside the resident weights; below 2 the kernel does not fit."""
-    s = chunk_bytes(channels, dtype)
-    if s == 0:
-        return 0
-    width = torch.empty(0, dtype=dtype).element_size()
-    resident = 27 * OUTPUTS * sum(channels) * width
-    return min(6, (SHARED_BYTES - 1024 - 256 - resident) // _stage_bytes(s))
-
-
 def _stage_bytes(s: int) -> int:
     return -(-EDGE * EDGE * s // 1024) * 1024
 
 
-def applies(channels: Sequence[int], co: int, dtype: torch.dtype) -> bool:
-    """Whether the layer fits: 32 outputs' weights and two planes in shared memory."""
-    return co % OUTPUTS == 0 and dtype in _KINDS and stages(channels, dtype) >= 2
+def raws(channels: Sequence[int], dtype: torch.dtype, norm: bool) -> int:
+    """Raw planes in flight, where a norm on load writes another type than it reads."""
+    if not norm or dtype == torch.float16:
+        return 0
+    return 3 if chunk_bytes(channels, dtype) <= 32 else 2
+
+
+def stages(channels: Sequence[int], dtype: torch.dtype, norm: bool = False) -> int:
+    """Planes in flight beside the resident weights; below 2 the kernel does not fit."""
+    s = chunk_bytes(channels, dtype)
+    if s == 0 or (norm and len(channels) > 1):
+        return 0
+    width = torch.empty(0, dtype=dtype).element_size()
+    fixed = 1024 + 1024 + 1024 + 27 * OUTPUTS * sum(channels) * width  # alignment twice, barriers and table
+    fixed += raws(channels, dtype, norm) * _stage_bytes(s * 2 // width)
+    return min(6, (SHARED_BYTES - fixed) // _stage_bytes(s))
+
+
+def shared_bytes(channels: Sequence[int], dtype: torch.dtype, norm: bool) -> int:
+    """Shared memory of a block."""
+    s = chunk_bytes(channels, dtype)
+    width = torch.empty(0, dtype=dtype).element_size()
+    ring = stages(channels, dtype, norm) * _stage_bytes(s) + raws(channels, dtype, norm) * _stage_bytes(s * 2 // width)
+    return 3072 + ring + 27 * OUTPUTS * sum(channels) * width
+
+
+def applies(channels: Sequence[int], co: int, dtype: torch.dtype, norm: bool = False) -> bool:
+    """Whether the layer fits: 32 outputs' weights and two planes in shared memory; a norm needs one input of ≤ 64."""
+    fits = co % OUTPUTS == 0 and dtype in _KINDS and stages(channels, dtype, norm) >= 2
+    return fits and (not norm or sum(channels) <= 64)
+
+
+class _Source(ctypes.Structure):
+    """What a norm on load reads (march.cu: Source)."""
+
+    _fields_ = (
+        ("sums", ctypes.c_void_p), ("gamma", ctypes.c_void_p), ("beta", ctypes.c_void_p), ("sums_n", ctypes.c_int64),
+        ("sums_r", ctypes.c_int64), ("replicas", ctypes.c_int), ("eps", ctypes.c_float), ("slope", ctypes.c_float),
+        ("inverse", ctypes.c_float),
+    )  # fmt: skip
 
 
 def pack(weight: Tensor, channels: Sequence[int]) -> Tensor:
@@ -71,14 +98,15 @@ def source(dtype: torch.dtype) -> str:
     return (Path(__file__).parent / "march.cu").read_text().replace("{ WGMMA; }", "{ " + text + "; }")
 
 
-def defines(channels: Sequence[int], dtype: torch.dtype, epilogue: Epilogue, stage_count: int) -> list[str]:
+def defines(channels: Sequence[int], dtype: torch.dtype, epilogue: Epilogue, norm: bool = False) -> list[str]:
     """Constants of one layer."""
     s = chunk_bytes(channels, dtype)
     width = torch.empty(0, dtype=dtype).element_size()
     return [
         f"KIND={_KINDS[dtype]}", f"S={s}", f"CHUNKS={sum(channels) * width // s}", f"CHUNKS0={channels[0] * width // s}",
-        f"STAGES={stage_count}", f"SCALED={int(epilogue.scale is not None)}", f"BIASED={int(epilogue.bias is not None)}",
+        f"STAGES={stages(channels, dtype, norm)}", f"SCALED={int(epilogue.scale is not None)}", f"BIASED={int(epilogue.bias is not None)}",
         f"LEAKY={int(epilogue.slope != 1.0)}", f"STATS={int(epilogue.sums is not None)}",
+        f"NORM={int(norm)}", f"RAWS={raws(channels, dtype, norm)}",
     ]  # fmt: skip
 
 
@@ -95,30 +123,37 @@ def segments(columns: int, depth: int, processors: int) -> int:
     return min(range(1, depth + 1), key=planes)
 
 
-def conv3d_march(x: Sequence[Tensor], weight: Tensor, out: Tensor, epilogue: Epilogue) -> None:
+def conv3d_march(
+    x: Sequence[Tensor], weight: Tensor, out: Tensor, epilogue: Epilogue, norm: Norm | None = None,
+    in_inverse: float = 1.0,
+) -> None:  # fmt: skip
     """Launches march.cu; as `launch.conv3d`, with one weight tensor from `pack` and a float16 output."""
-    dtype = x[0].dtype
+    dtype = weight.dtype
     channels = [t.shape[-1] for t in x]
     n, d, h, w, co = out.shape
-    count = stages(channels, dtype)
-    s = chunk_bytes(channels, dtype)
-    shared = 1024 + count * _stage_bytes(s) + weight.numel() // (co // OUTPUTS) * weight.element_size() + 256
-    function = _function(dtype, tuple(defines(channels, dtype, epilogue, count)), shared)
+    s, normed = chunk_bytes(channels, dtype), norm is not None
+    shared = shared_bytes(channels, dtype, normed)
+    function = _function(dtype, tuple(defines(channels, dtype, epilogue, normed)), shared)
     step = s // weight.element_size()
-    box = (1, 1, EDGE, EDGE, step)
-    maps = [driver.tensor_map(t, box, s) for t in (x[0], x[-1])]
+    maps = [driver.tensor_map(t, (1, 1, EDGE, EDGE, step), s if t.dtype == dtype else 0) for t in (x[0], x[-1])]
     rows, columns = -(-h // COLUMN), -(-w // COLUMN)
     processors = torch.cuda.get_device_properties(x[0].device).multi_processor_count
-    parts = segments(n * rows * columns * (co // OUTPUTS), d, processors)
-    length = -(-d // parts)
+    blocks = n * rows * columns * (co // OUTPUTS)
+    length = -(-d // segments(blocks, d, processors))
     parts = -(-d // length)
     sums = epilogue.sums
+    source = _Source()
+    if norm is not None:
+        source = _Source(
+            norm.sums.data_ptr(), norm.gamma.data_ptr(), norm.beta.data_ptr(), norm.sums.stride(1),
+            norm.sums.stride(0), norm.sums.shape[0], norm.eps, norm.slope, in_inverse,
+        )  # fmt: skip
     i, q, null = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p(0)
-    driver.launch(function, n * rows * columns * (co // OUTPUTS) * parts, 384, shared, [
+    driver.launch(function, blocks * parts, 512 if normed else 384, shared, [
         *maps, driver.tensor_map(weight, (96, step), s), out,
         null if epilogue.scale is None else epilogue.scale, null if epilogue.bias is None else epilogue.bias,
         null if sums is None else sums, ctypes.c_float(epilogue.slope), i(d), i(h), i(w), i(rows), i(columns),
         i(co // OUTPUTS), i(parts), i(length), *(q(v) for v in out.stride()[:4]),
         q(0 if sums is None else sums.stride(1)), q(0 if sums is None else sums.stride(0)),
-        i(1 if sums is None else sums.shape[0]),
+        i(1 if sums is None else sums.shape[0]), source,
     ])  # fmt: skip
