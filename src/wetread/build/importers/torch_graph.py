@@ -22,7 +22,9 @@ from wetread.graph.fold import fold_constants
 OPSET = 20
 """Operators of the exported graph: 20 is the first that knows GELU, and every engine takes it."""
 TOLERANCE = 1e-4
-"""Largest difference between PyTorch and the graph, relative to the largest output, both in float32."""
+"""Difference between PyTorch and the graph, both in float32: root mean square, relative to that of the output."""
+WORST = 1e-3
+"""Largest difference, relative to the largest output: float32 alone gives 1e-4 in a network of nnU-Net's size."""
 
 Float32 = NDArray[np.float32]
 
@@ -194,7 +196,7 @@ def check_agreement(
         A notice where OpenVINO is not installed, so that nothing was compared.
 
     Raises:
-        GraphError: shapes differ, or values differ by more than `TOLERANCE` of the largest.
+        GraphError: shapes differ, or values differ by more than `TOLERANCE` on average or `WORST` anywhere.
     """
     from wetread.engines import make_engine, resolve
 
@@ -222,10 +224,13 @@ def check_agreement(
         engine.close()
     largest = float(np.abs(expected).max())
     worst = float(np.abs(found - expected).max())
-    if not worst <= TOLERANCE * max(largest, 1e-6):
+    usual = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    off = float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64))))
+    if not (worst <= WORST * max(largest, 1e-6) and off <= TOLERANCE * max(usual, 1e-6)):
         raise GraphError(
-            f"the exported graph differs from PyTorch by {worst:.2g} where the largest output is {largest:.2g}; "
-            f"allowed is a part of {TOLERANCE:g}",
+            f"the exported graph differs from PyTorch by up to {worst:.2g} where the largest output is "
+            f"{largest:.2g} (allowed is a part of {WORST:g}), and by {off:.2g} on average where the output is "
+            f"{usual:.2g} (allowed is a part of {TOLERANCE:g})",
             where=graph.where,
             todo="report this network: its export is wrong, or depends on the values of its input",
         )
