@@ -16,6 +16,7 @@ from wetread.package import (
     GateRecord,
     NetworkFile,
     Package,
+    ShapeProfile,
     SourceEntry,
     TensorEntry,
     bytes_sha256,
@@ -402,3 +403,70 @@ def test_recipe_in_the_package_is_strict(package: Package) -> None:
     edit(package.path / "manifest.json", **data)
     with pytest.raises(RecipeError, match="surprise"):
         Package.open(package.path)
+
+
+def _device(package: Package, status: str = "passed", plan: bytes | None = None) -> Package:
+    """The package with a gate of its own for one device."""
+    record = GateRecord(backend="openvino", precision="int8", status=status, cases=3)
+    if plan is not None:
+        folder = package.cache_dir("openvino-1-int8-x")
+        assert folder is not None
+        (folder / "net.plan").write_bytes(plan)
+    return package.with_device_gate(
+        "openvino-1-int8-x", record, {"cases": []}, ["net.plan"] if plan is not None else []
+    )
+
+
+def test_the_devices_own_gate_counts_before_the_summary(package: Package) -> None:
+    passed = _device(package)
+    assert passed.check_gate("openvino", "int8", fingerprint="openvino-1-int8-x").status == "passed"
+    failed = _device(package, "failed").with_gate(
+        GateRecord(backend="openvino", precision="int8", status="passed", cases=9)
+    )
+    with pytest.raises(GateError, match="the gate failed"):
+        failed.check_gate("openvino", "int8", fingerprint="openvino-1-int8-x")
+    assert failed.check_gate("openvino", "int8", fingerprint="another").status == "passed"
+
+
+def test_a_devices_gate_speaks_of_this_package_and_plan(package: Package) -> None:
+    made = _device(package, plan=b"plan")
+    assert made.device_gate("openvino-1-int8-x") is not None
+    folder = package.path / "engines" / "openvino-1-int8-x"
+    (folder / "net.plan").write_bytes(b"another")
+    with pytest.raises(GateError, match=r"another plan than net\.plan") as caught:
+        made.check_gate("openvino", "int8", fingerprint="openvino-1-int8-x")
+    assert "net.plan" in caught.value.where
+    verdict = made.check_gate("openvino", "int8", override=True, fingerprint="openvino-1-int8-x")
+    assert verdict.status == "overridden" and "another plan" in verdict.text
+    edit(folder / "gate.json", package="0" * 64, plans={})
+    with pytest.raises(GateError, match="speaks of package 0000"):
+        made.check_gate("openvino", "int8", fingerprint="openvino-1-int8-x")
+
+
+def test_no_device_gate_can_be_written_anywhere(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Package, "cache_dir", lambda *_: None)
+    with pytest.raises(OutputError, match="neither the package nor the cache"):
+        _device(package)
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("32x64x64", ((32, 64, 64),) * 3),
+        ("16x16x16:32x32x32:64x64x64", ((16,) * 3, (32,) * 3, (64,) * 3)),
+    ],
+)
+def test_shape_profiles(text: str, shapes: tuple) -> None:
+    found = ShapeProfile.parse(text)
+    assert (found.min, found.opt, found.max) == shapes
+
+
+@pytest.mark.parametrize("text", ["", "32", "32x32", "64x64x64:32x32x32:96x96x96", "0x8x8", "a:b:c"])
+def test_shape_profiles_that_are_none(text: str) -> None:
+    with pytest.raises(RecipeError, match="min:opt:max"):
+        ShapeProfile.parse(text)
+
+
+def test_files_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="two files of the package are called recipe"):
+        write_package(tmp_path, recipe(), [network()], Contents(files={"recipe.json": b"{}"}))

@@ -127,11 +127,13 @@ def _crop(window: Float32, chance: Float32, multiple: tuple[int, int, int]) -> F
     return crop_around(window, [float(x) for x in middle], multiple)
 
 
-def crop_around(window: Float32, middle: Sequence[float], multiple: tuple[int, int, int]) -> Float32:
-    """At most 96 voxels an edge around a voxel, each edge a multiple of what the network asks for."""
+def crop_around(
+    window: Float32, middle: Sequence[float], multiple: tuple[int, int, int], largest: int = LARGEST
+) -> Float32:
+    """At most `largest` voxels an edge around a voxel, each edge a multiple of what the network asks for."""
     cut: list[slice] = [slice(None)]
     for centre, size, step in zip(middle, window.shape[1:], multiple, strict=True):
-        edge = min(size, max(step, LARGEST // step * step))
+        edge = min(size, max(step, largest // step * step))
         start = int(np.clip(round(float(centre)) - edge // 2, 0, size - edge))
         cut.append(slice(start, start + edge))
     return np.ascontiguousarray(window[tuple(cut)])

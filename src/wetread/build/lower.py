@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wetread.build.cases import CaseShelf, digest_list
-from wetread.build.deviation import LARGEST, Tuning, choose_windows, crop_around, read_whole
+from wetread.build.deviation import Tuning, choose_windows, crop_around, read_whole
 from wetread.build.options import Calibrator
 from wetread.build.rollback import Mode, Sensitivity, cheaper_mode, measure_sensitivity
 from wetread.build.scales import check_scales
@@ -20,15 +20,22 @@ from wetread.precision import (
     PrecisionReport,
     Ranges,
     calibration_windows,
+    equalise,
     observe,
     quantisable,
     quantise,
+    quantised_tensors,
     to_half,
 )
 from wetread.recipe import Recipe
 
-PARTS = 3
+PARTS = 4
 """Parts that are observed of a volume that is read whole."""
+PART_EDGE = 64
+"""Longest edge of such a part in voxels."""
+
+UNSIGNED_ENGINES = ("auto", "openvino", "onnxruntime")
+"""Backends that take uint8 activations; TensorRT takes int8 alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +44,13 @@ class Calibration:
 
     Attributes:
         recipe: how the network is used.
-        graphs: optimised float32 networks of the ensemble.
+        graphs: optimised float32 networks of the ensemble, their channels equalised.
         ranges: of each.
         calibrator: how a scale follows from a range.
         observed, tuned: paths of the cases that ranges were observed on, and that layers are ranked on.
         per_case: windows of each case.
         digests: names and hashes of all calibration cases.
+        unsigned: whether the backend takes uint8 where no value is negative.
     """
 
     recipe: Recipe
@@ -53,6 +61,7 @@ class Calibration:
     tuned: tuple[Path, ...]
     per_case: int
     digests: dict[str, str]
+    unsigned: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What ``build.json`` says of it."""
@@ -89,10 +98,11 @@ def calibrate(
     cases: CaseShelf,
     calibrator: Calibrator,
     *,
+    engine: str = "auto",
     per_case: int = 8,
     threads: int = 0,
 ) -> Calibration:
-    """Observes the ranges of all networks on the calibration cases.
+    """Equalises the channels of all networks and observes their ranges on the calibration cases.
 
     Of four cases or more, the last quarter ranks layers and is not observed; of fewer, all do both.
 
@@ -103,30 +113,40 @@ def calibrate(
     paths = tuple(cases.paths())
     apart = len(paths) // 4
     observed, tuned = (paths[:-apart], paths[-apart:]) if apart else (paths, paths)
+    even = tuple(_equalised(graph, recipe, observed, threads) for graph in graphs)
     ranges = tuple(
         observe(graph, _observed(graph, recipe, observed, per_case, threads), threads=threads or None)
-        for graph in graphs
+        for graph in even
     )
-    return Calibration(recipe, tuple(graphs), ranges, calibrator, observed, tuned, per_case, cases.digests())
+    unsigned = engine in UNSIGNED_ENGINES
+    return Calibration(recipe, even, ranges, calibrator, observed, tuned, per_case, cases.digests(), unsigned)
+
+
+def _equalised(graph: Graph, recipe: Recipe, cases: Sequence[Path], threads: int) -> Graph:
+    """The same network, to the bit, with channels that quantise better; two windows of a case tell enough."""
+    few = _observed(graph, recipe, cases, 2, threads)
+    found = observe(graph, few, tensors=quantised_tensors(graph), threads=threads or None)
+    return equalise(graph, found)[0]
 
 
 def _observed(
     graph: Graph, recipe: Recipe, cases: Sequence[Path], per_case: int, threads: int
 ) -> Iterator[CalibrationWindow]:
-    """Windows to observe; of volumes that are read whole, parts of at most 96 voxels an edge.
+    """Windows to observe; of volumes that are read whole, parts of at most 64 voxels an edge.
 
     A whole head in 26 channels takes 0.3 GB a tensor, and a network has dozens. The parts lie around voxels drawn
     among those that are brighter than the mean, so not in air.
     """
     for window in calibration_windows(recipe, cases, per_case=per_case, threads=threads or None):
-        if not read_whole(graph, recipe) or max(window.array.shape[1:]) <= LARGEST:
+        if not read_whole(graph, recipe) or max(window.array.shape[1:]) <= PART_EDGE:
             yield window
             continue
         rng = np.random.default_rng(window.array.shape)
         bright = np.flatnonzero(window.array[0] > window.array[0].mean())
         for place in rng.choice(bright, min(per_case, PARTS)):
             middle = np.unravel_index(int(place), window.array.shape[1:])
-            part = crop_around(window.array, [float(x) for x in middle], recipe.tiling.multiple)
+            centre = [float(x) for x in middle]
+            part = crop_around(window.array, centre, recipe.tiling.multiple, PART_EDGE)
             yield CalibrationWindow(window.case, part)
 
 
@@ -139,7 +159,13 @@ def to_int8(calibration: Calibration, released: frozenset[str] = frozenset()) ->
     graphs, reports = [], []
     for graph, ranges in zip(calibration.graphs, calibration.ranges, strict=True):
         own = released & {node.name for node in graph.nodes}
-        lowered, report = quantise(graph, ranges, calibrator=calibration.calibrator, released=own)
+        lowered, report = quantise(
+            graph,
+            ranges,
+            calibrator=calibration.calibrator,
+            released=own,
+            unsigned=calibration.unsigned,
+        )
         check_scales(graph, lowered, ranges, calibration.calibrator, own)
         graphs.append(lowered)
         reports.append(report)

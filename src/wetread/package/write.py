@@ -120,6 +120,8 @@ def _files(
     names = (
         ["model.onnx"] if len(ordered) == 1 else [f"models/stage{n.stage}_fold{n.fold}.onnx" for n in ordered]
     )
+    if clash := {*names, "recipe.json", "gate.json", "manifest.json"} & set(contents.files):
+        raise PackageError(f"two files of the package are called {min(clash)}", where=recipe.name)
     entries = tuple(
         ModelEntry(
             file=name,
@@ -150,8 +152,6 @@ def _files(
         records = [reference_record()] if all(n.precision == "float32" for n in ordered) else []
     files = {name: network.content for name, network in zip(names, ordered, strict=True)}
     files["recipe.json"] = recipe_json
-    if clash := set(files) & set(contents.files):
-        raise PackageError(f"two files of the package are called {min(clash)}", where=recipe.name)
     files |= contents.files
     files["gate.json"] = pretty(Gate(package=digest, records=tuple(records)).model_dump(mode="json"))
     files["manifest.json"] = pretty(manifest.model_dump(mode="json"))
