@@ -80,9 +80,9 @@ def inspect_program(path: Path) -> tuple[str, ...]:
         models += [n for n in names if n == "serialized_exported_program.json"]
         if not models:
             raise GraphError(
-                "this archive holds no exported program",
+                "this archive holds no exported program, or is not whole",
                 where=str(path),
-                todo="save it with torch.export.save",
+                todo="save it with torch.export.save, or copy the file again",
             )
         for name in models:
             reasons += _of_program(_json(archive, name, path), name)
