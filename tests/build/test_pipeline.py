@@ -41,7 +41,8 @@ def finder(path: Path, hidden: int = 6, harsh: bool = False) -> Path:
     """A network of three convolutions that marks dense voxels; batch norms to fold, an identity to remove.
 
     With ``harsh`` one channel of the middle layer is so much larger than the others, which carry the answer, that
-    INT8 with one scale a tensor loses it: that layer must be released.
+    INT8 with one scale a tensor loses it: that layer must be released. (A magnitude stands between, through which
+    channels are not equalised; through a ReLU they are, and nothing needs releasing.)
     """
     b = networks.Builder(3)
     one = np.zeros((hidden, 1, 3, 3, 3), np.float32)
@@ -55,7 +56,7 @@ def finder(path: Path, hidden: int = 6, harsh: bool = False) -> Path:
         two[c, c, 1, 1, 1] = 1.0
     if harsh:
         two[0] *= 3000.0
-    x = b.add("Relu", [conv(b, x, two, np.zeros(hidden, np.float32))])
+    x = b.add("Abs" if harsh else "Relu", [conv(b, x, two, np.zeros(hidden, np.float32))])
     last = np.zeros((1, hidden, 3, 3, 3), np.float32)
     last[0, 1:, 1, 1, 1] = 40.0 / (hidden - 1)
     x = conv(b, x, last, np.full(1, -40.0 * 0.32, np.float32))

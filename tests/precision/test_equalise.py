@@ -47,7 +47,7 @@ def test_same_numbers_and_smaller_errors(make):
     after = error(
         onnxruntime(quantise(equalised, ranges_of(equalised), calibrator="minmax")[0], array), exact
     )
-    assert after < 0.9 * before
+    assert after < 0.95 * before
 
 
 def test_prediction_is_about_right():

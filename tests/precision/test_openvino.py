@@ -74,7 +74,8 @@ def test_embedded_network_runs_in_int8_and_agrees():
 
 @pytest.mark.parametrize("act", ["Relu", "LeakyRelu", "Sigmoid", None])
 @pytest.mark.parametrize("layer", ["conv", "stride", "up", "pool", "pad"])
-def test_each_pattern_computes_right(act, layer):
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_each_pattern_computes_right(act, layer, unsigned):
     """One layer deep, OpenVINO's integers are those of ONNX Runtime."""
     b = Builder()
     x = b.conv("image", (4, 16))
@@ -89,7 +90,7 @@ def test_each_pattern_computes_right(act, layer):
     else:
         y = b.conv(x, (16, 8), stride=2 if layer == "stride" else 1)
     graph = graph_of(b, y, 4, 8)
-    lowered, _ = quantise(graph, ranges_of(graph, (4, 16, 16, 16)))
+    lowered, _ = quantise(graph, ranges_of(graph, (4, 16, 16, 16)), unsigned=unsigned)
     array = windows(1, (4, 16, 16, 16))[0].array
     assert error(openvino(lowered, array), onnxruntime(lowered, array)) < 0.004
     assert_all_int8(graph, lowered, (16, 16, 16))

@@ -273,3 +273,32 @@ def test_attributes_of_parts_are_the_sites_own():
         n for n in lowered.nodes if n.op_type == "Conv" and n.name.startswith(graph.nodes[-1].name)
     )
     assert attributes(first) == attributes(second)
+
+
+def test_unsigned_where_nothing_is_negative():
+    """After a ReLU 256 levels instead of 128: half the error. What is signed, or read by an up-convolution, stays."""
+    b = Builder()
+    x = b.add("Relu", [b.conv("image", (1, 8))])
+    y = b.add("Relu", [b.conv(x, (8, 8))])
+    graph = graph_of(b, b.conv(b.up(y, (8, 8)), (8, 2)), 1, 2)
+    ranges = ranges_of(graph)
+    lowered, report = quantise(graph, ranges, calibrator="minmax", unsigned=True)
+    verify(lowered)
+    zeros = {
+        n.input[0]: lowered.weights[n.input[2]].dtype.name
+        for n in lowered.nodes
+        if n.op_type == "QuantizeLinear"
+    }
+    assert zeros.pop(x) == "uint8"
+    assert set(zeros.values()) == {"int8"}
+    assert report.scales[x] == pytest.approx(ranges[x].absmax / 255, rel=1e-6)
+    assert lowered.precision == "int8"
+    array = windows(1)[0].array
+    exact = graph.evaluate({"image": array[None]}, keep=[x])
+    rounded = {name: g.evaluate({"image": array[None]}, keep=[f"{x}/rounded"])[f"{x}/rounded"] for name, g in (
+        ("int8", quantise(graph, ranges, calibrator="minmax", released=["conv_0"])[0]),
+        ("uint8", quantise(graph, ranges, calibrator="minmax", released=["conv_0"], unsigned=True)[0]),
+    )}  # fmt: skip
+    assert error(rounded["uint8"], exact[x]) == pytest.approx(error(rounded["int8"], exact[x]) / 2, rel=0.1)
+    with_float8, _ = quantise(graph, ranges, kind="float8", unsigned=True)
+    assert with_float8.precision == "float8"

@@ -95,6 +95,7 @@ class _Work:
                 recipe,
                 observing,
                 self.options.calibrator,
+                engine=self.options.engine,
                 per_case=self.options.per_case,
                 threads=threads,
             )

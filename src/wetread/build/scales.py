@@ -21,7 +21,7 @@ LARGEST_CLIPPED = 0.05
 LEAST_REACH = 0.6
 """Part of the observed range from which on clipping is the calibrator's own decision, however much it clips."""
 _SLACK = 1.01
-_LEVELS = 127
+_LEVELS = {"int8": 127, "uint8": 255}
 
 
 def check_scales(
@@ -30,9 +30,9 @@ def check_scales(
     """Checks the scales of a graph that was quantised to INT8; returns how many there are.
 
     - A quantise node and the dequantise node behind it have the same scale.
-    - An activation's range (127 × scale) does not exceed what was observed on it, or on the tensors that share
-      its scale; with ``minmax`` it is not smaller either, with others not below 0.6 of it where more than 5 % of
-      the values would be clipped.
+    - An activation's range (127 × scale, 255 × scale in uint8) does not exceed what was observed on it; with
+      ``minmax`` it is not smaller either, with others not below 0.6 of it where more than 5 % of the values would
+      be clipped.
     - A weight reads back to within half a step.
 
     Args:
@@ -93,7 +93,7 @@ def _check_range(
     graph: Graph, node: Any, scale: float, ranges: Ranges, group: tuple[str, ...], calibrator: str
 ) -> None:
     seen = max(ranges[name].absmax for name in group)
-    reach = scale * _LEVELS
+    reach = scale * _LEVELS[graph.weights[node.input[2]].dtype.name]
     if not seen:
         return
     clipped = _clipped(ranges, group, reach)

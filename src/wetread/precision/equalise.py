@@ -5,7 +5,7 @@ levels. Dividing a channel by a number where it is made, and multiplying the wei
 every channel more of the levels at the price of some of the weights'. ReLU and LeakyReLU let positive factors
 through, norms and convolutions take them into their own weights. The idea is cross-layer equalisation (M. Nagel et
 al., Data-free quantization through weight equalization and bias correction, ICCV 2019), with factors between
-activations and weights as in SmoothQuant (G. Xiao et al., ICML 2023), chosen by the error that they predict.
+activations and weights as in SmoothQuant (G. Xiao et al., ICML 2023), taken where they predict smaller errors.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ from wetread.precision.ranges import Ranges, TensorRange
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity", "MaxPool"})
 """Operators f with f(c·x) = c·f(x) for c > 0, channel by channel."""
 
-POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""How much of a channel's range goes into the weights: none … all."""
+POWER = 0.25
+"""How much of a channel's range goes into the weights that read it: 0 none, 1 all.
+
+More predicts smaller errors and gives larger ones on scans that did not calibrate: a channel that fills its levels
+has none left for a brighter scan. MeshNet-26, calibrated on FLAIR and T1 by min-max and read on T2, relative error
+of the logits: 2.8 % without, 1.5 % with 0.25, 2.5 % with 0.5, 2.7 % with 0.75.
+"""
 
 _LEVELS = 127.0
 _Array = NDArray[np.float64]
@@ -137,14 +142,12 @@ def _factor(found: TensorRange, weights: Sequence[_Array]) -> tuple[_Array | Non
     heaviest = np.maximum(heaviest, heaviest.max() / 1024)
     squares = found.channel_mean_square
     plain = _noise(np.ones_like(reach), (found.channel_absmax, squares), weights)
-    best, least = None, plain
-    for power in POWERS[1:]:
-        factor = (reach / heaviest) ** power
-        factor = 2.0 ** np.round(np.log2(factor / factor.max()))
-        noise = _noise(factor, (found.channel_absmax, squares), weights)
-        if noise < 0.98 * least:
-            best, least = factor, noise
-    return best, least / plain if plain > 0 else 1.0
+    factor = (reach / heaviest) ** POWER
+    factor = 2.0 ** np.round(np.log2(factor / factor.max()))
+    noise = _noise(factor, (found.channel_absmax, squares), weights)
+    if plain <= 0 or noise >= 0.98 * plain:
+        return None, 1.0
+    return factor, noise / plain
 
 
 def _noise(factor: _Array, channels: tuple[_Array, _Array], weights: Sequence[_Array]) -> float:

@@ -29,6 +29,8 @@ class _Format:
 
     def rounded(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values, already divided by their scale, in the type."""
+        if self.largest == 255:
+            return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
         if self.largest == 127:
             return np.asarray(np.clip(np.rint(values), -127, 127), np.int8)
         import ml_dtypes  # a dependency of onnx
@@ -40,6 +42,10 @@ _LEAST = 1e-30
 """Magnitudes up to this count as zero: the inverse of their scale would not be finite."""
 
 _FORMATS: dict[str, _Format] = {"int8": _Format(127.0, 13), "float8": _Format(448.0, 19)}
+_UNSIGNED = _Format(255.0, 13)
+
+NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
+"""Operators whose values are 0 or more, whatever they read."""
 
 
 def quantise(
@@ -49,6 +55,7 @@ def quantise(
     kind: Kind = "int8",
     calibrator: Calibrator = "entropy",
     released: Collection[str] = (),
+    unsigned: bool = False,
 ) -> tuple[Graph, PrecisionReport]:
     """Puts quantise nodes around convolutions and matrix products.
 
@@ -63,6 +70,8 @@ def quantise(
             wide range.
         calibrator: how a scale follows from the range.
         released: names of nodes that stay as they are.
+        unsigned: what a ReLU or the like made, and no transposed convolution reads, becomes uint8 with zero point
+            0: 256 levels for its values instead of 128. OpenVINO and ONNX Runtime take that, TensorRT does not.
 
     Returns:
         The quantised graph, whose other nodes keep their names, and the report.
@@ -75,10 +84,13 @@ def quantise(
         raise GraphError(f"there is no node {unknown[0]!r} to release", where=graph.where)
     form = _FORMATS[kind]
     placement = place(graph, released)
-    scales, notices = _scales(graph, ranges, placement, (form, calibrator if kind == "int8" else "minmax"))
+    forms = dict.fromkeys(placement.tensors, form)
+    if unsigned and kind == "int8":
+        forms |= dict.fromkeys(never_negative(graph, placement), _UNSIGNED)
+    scales, notices = _scales(graph, ranges, forms, calibrator if kind == "int8" else "minmax")
     draft = Draft(graph)
     draft.raise_opset(form.opset)
-    rounded = {name: _activation(draft, name, scale, form) for name, scale in scales.items()}
+    rounded = {name: _activation(draft, name, scale, forms[name]) for name, scale in scales.items()}
     nodes = {node.name: node for node in draft.nodes}
     for name in placement.moving:
         nodes[name].input[0] = rounded.get(nodes[name].input[0], nodes[name].input[0])
@@ -110,14 +122,30 @@ def _rewire(draft: Draft, site: Site, node: Node, pairs: Sequence[tuple[str, str
     draft.rename_output(draft.nodes[-1], 0, output)
 
 
+def never_negative(graph: Graph, placement: Placement) -> tuple[str, ...]:
+    """Tensors that hold no negative value by construction, and that no transposed convolution reads.
+
+    OpenVINO runs transposed convolutions in eight bits on signed activations only.
+    """
+    makers = {name: node.op_type for node in graph.nodes for name in node.output}
+    signed = {
+        placement.sources[part]
+        for site in placement.sites
+        for part in site.parts
+        if site.operator == "ConvTranspose"
+    }
+    return tuple(
+        name for name in placement.tensors if makers.get(name) in NEVER_NEGATIVE and name not in signed
+    )
+
+
 def _scales(
-    graph: Graph, ranges: Ranges, placement: Placement, how: tuple[_Format, Calibrator]
+    graph: Graph, ranges: Ranges, forms: Mapping[str, _Format], calibrator: Calibrator
 ) -> tuple[dict[str, float], list[Notice]]:
     """Scale of each tensor that is quantised."""
-    form, calibrator = how
     scales: dict[str, float] = {}
     notices: list[Notice] = []
-    for name in placement.tensors:
+    for name, form in forms.items():
         if name not in ranges:
             raise GraphError(
                 f"the range of tensor {name!r} was not observed",
