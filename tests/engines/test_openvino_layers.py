@@ -13,6 +13,7 @@ from wetread.engines.openvino import OpenVinoEngine, runtime
 from wetread.engines.openvino.layers import _precision
 from wetread.errors import EngineError, EngineUnavailableError
 from wetread.graph import Graph
+from wetread.package import ShapeProfile
 
 SIZE = (8, 8, 8)
 
@@ -99,3 +100,13 @@ def test_a_precision_that_the_graph_has_not_is_refused(network: str, asked: str)
     ):
         make_engine(Graph(model), "openvino", precision=asked)
     assert make_engine(Graph(model), "openvino", precision=network).info.precision == network
+
+
+def test_int8_stays_int8_where_windows_may_vary() -> None:
+    if not has_vnni():
+        pytest.skip("this processor has no int8 kernels")
+    profile = ShapeProfile(min=(8, 8, 8), opt=SIZE, max=(16, 16, 16))
+    engine = make_engine(Graph(networks.int8_chain()), "openvino", threads=1, shapes=profile)
+    assert isinstance(engine, OpenVinoEngine)
+    found = by_node(engine.layers(SIZE))
+    assert {found[name].precision for name in ("int8_a", "int8_b", "int8_up")} == {"int8"}

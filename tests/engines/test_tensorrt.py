@@ -477,6 +477,21 @@ def test_a_read_only_package_keeps_its_plan_elsewhere(
     assert len(list((tmp_path / "cache").rglob("*.plan"))) == 1
 
 
+def test_a_study_is_read_and_the_reading_says_what_was_built(
+    package: Package, machine: Machine, ball_study: Path
+) -> None:
+    from wetread.reading import ReadOptions, read
+
+    first = read(ball_study, package.path, options=ReadOptions(engine="tensorrt", threads=1))
+    again = read(ball_study, package.path, options=ReadOptions(engine="tensorrt", threads=1))
+    other = read(ball_study, package.path, options=ReadOptions(engine="openvino", threads=1))
+    assert "PLAN_BUILT" in {notice.code for notice in first.notices}
+    assert "PLAN_BUILT" not in {notice.code for notice in again.notices}
+    np.testing.assert_array_equal(first.mask, other.mask)
+    assert len(first.findings) == 2
+    assert not machine.cuda.blocks
+
+
 # ---- what is executed -----------------------------------------------------------------------------------
 def test_layers(machine: Machine) -> None:
     engine = make_engine(net(), "tensorrt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -69,10 +70,10 @@ def dynamic_cost(
     """
     started = clock()
     fixed = make_engine(graph.fixed(profile.opt), backend, threads=threads)
-    with fixed, fixed.context(profile.opt) as alone:  # type: ignore[attr-defined]
+    with closing(fixed), fixed.context(profile.opt) as alone:
         between = clock()
         dynamic = make_engine(graph, backend, threads=threads, shapes=profile)
-        with dynamic, dynamic.context(profile.opt) as ranged:  # type: ignore[attr-defined]
+        with closing(dynamic), dynamic.context(profile.opt) as ranged:
             ready = clock()
             ways = ((fixed, alone), (dynamic, ranged))
             times, outputs = _run(ways, profile, windows, clock)

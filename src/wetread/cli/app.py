@@ -39,7 +39,9 @@ def read(
     as_json: JsonFlag = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
     seg: Annotated[str, typer.Option("--seg", help="DICOM SEG type: binary or labelmap.")] = "binary",
-    engine: Annotated[str, typer.Option("--engine", help="Backend: auto, openvino, reference.")] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", help="Backend: auto, openvino, onnxruntime, tensorrt, reference.")
+    ] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads; 0 means all cores.")] = 0,
     allow_failed_gate: Annotated[
         bool, typer.Option("--allow-failed-gate", help="Load an engine without a passed gate; recorded.")
