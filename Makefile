@@ -52,7 +52,7 @@ test: $(VENV)/.dev lint types layers
 	$(BIN)/python -m pytest -m "not peer" -n $(JOBS) -q
 
 test-all: $(VENV)/.all
-	$(BIN)/python -m pytest -m peer -n $(JOBS) -q
+	$(BIN)/python -m pytest -m peer -n $(JOBS) --dist loadgroup -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -30,10 +30,13 @@ from tests.importers.nnunet_training import (
     variant,
 )  # fmt: skip
 from wetread.build.importers import Imported, ImportOptions, import_model
+from wetread.build.options import BuildOptions
+from wetread.build.pipeline import build
 from wetread.errors import EngineUnavailableError, GraphError
 from wetread.package import NetworkFile, Package, write_package
 
-pytestmark = pytest.mark.peer
+# one worker trains, and reads what it has trained
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("nnunet")]
 pytest.importorskip("nnunetv2")
 
 CT = Design()
@@ -133,7 +136,12 @@ def case(path: Path, shape: Sequence[int], spacing: Sequence[float], axes: str =
 @pytest.mark.parametrize("mirror", [False, True])
 def test_isotropic(ct: Path, root: Path, tmp_path: Path, mirror: bool) -> None:
     study = case(tmp_path, SHAPE, SPACING)
-    found = read(ct, study, tmp_path, mirror=mirror)
+    # the whole way: import, passes, package
+    made = build(ct, tmp_path, BuildOptions(imports=ImportOptions(mirror=mirror, folds=(0,))))
+    assert made.package.recipe.tiling.mirror_axes == ((0, 1, 2) if mirror else ())
+    mask = wetread.read(study, made.package).mask
+    assert mask is not None
+    found = mask.transpose(2, 1, 0)
     compare("isotropic", predict(ct, [study], root, mirror=mirror), found)
     with in_float32():
         expected = predict(ct, [study], root, mirror=mirror)
