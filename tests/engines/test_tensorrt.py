@@ -454,6 +454,20 @@ def test_another_plan_than_the_gated_one_does_not_load(package: Package, machine
         plan_rebuilt_differently(machine, package)
 
 
+def test_a_gate_that_was_run_without_the_plan_does_not_count(package: Package, machine: Machine) -> None:
+    """`wetread build` judges a package in a temporary folder, whose plan is not the one that is built here."""
+    from wetread.package import GateRecord
+
+    engine = engine_of(package)
+    record = GateRecord(backend="tensorrt", precision="float32", status="passed", cases=3)
+    package = package.with_device_gate(engine.info.fingerprint, record, {})
+    with pytest.raises(GateError, match=r"run without the plan .*\.plan"):
+        engine_of(package)
+    overridden = make_engine(package, "tensorrt", override_gate=True)
+    verdict = package.check_gate("tensorrt", "float32", True, overridden.info.fingerprint, overridden.plans)
+    assert verdict.status == "overridden"
+
+
 def plan_rebuilt_differently(machine: Machine, package: Package) -> None:
     build = fake_tensorrt._Builder.build_serialized_network
 

@@ -183,7 +183,11 @@ def make_engine(
     if isinstance(source, Package) and found.gated:
         try:
             source.check_gate(
-                engine.info.backend, engine.info.precision, override_gate, engine.info.fingerprint
+                engine.info.backend,
+                engine.info.precision,
+                override_gate,
+                engine.info.fingerprint,
+                getattr(engine, "plans", ()),
             )
         except BaseException:
             engine.close()

@@ -118,7 +118,12 @@ class Package:
         return self.path / self.models[i].file
 
     def check_gate(
-        self, backend: str, precision: str, override: bool = False, fingerprint: str = ""
+        self,
+        backend: str,
+        precision: str,
+        override: bool = False,
+        fingerprint: str = "",
+        plans: Sequence[str] = (),
     ) -> GateVerdict:
         """Says why an engine may load; the verdict's text belongs into every reading.
 
@@ -127,6 +132,8 @@ class Package:
             override: the user loads it whatever the gate says.
             fingerprint: of the engine; where the gate was run on this very device, that run counts before
                 the package's summary.
+            plans: file names of the serialised engines in use; the device's own gate must have been run with
+                them.
 
         Raises:
             GateError: the gate was not passed on this backend in this precision, or the device's own gate
@@ -136,6 +143,12 @@ class Package:
         if fingerprint:
             try:
                 own = self.device_gate(fingerprint)
+                if own is not None and (new := sorted(set(plans) - set(own.plans))):
+                    raise GateError(
+                        f"the device's gate was run without the plan {new[0]}",
+                        where=str(self.path),
+                        todo="run `wetread gate` on this device",
+                    )
             except GateError as error:
                 if not override:
                     raise

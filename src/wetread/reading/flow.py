@@ -180,7 +180,11 @@ def make_engines(package: Package, options: ReadOptions) -> tuple[list[Engine], 
             engines.append(engine)
             info = engine.info
             verdict = package.check_gate(
-                info.backend, info.precision, options.allow_failed_gate, info.fingerprint
+                info.backend,
+                info.precision,
+                options.allow_failed_gate,
+                info.fingerprint,
+                getattr(engine, "plans", ()),
             )
             if verdict.text not in texts:
                 texts.append(verdict.text)
