@@ -30,7 +30,7 @@ class Builder:
         return f"{op.lower()}_{len(self.nodes)}"
 
     def constant(self, value: np.ndarray, name: str) -> str:
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.weights.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def add(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: object) -> str:

@@ -96,6 +96,8 @@ class RulePass(Pass):
             found.match.outputs,
             found.new_outputs,
         )
+        if not rule.remove_nodes:  # else the old nodes would match again
+            network.prune(node)
 
 
 @contextmanager

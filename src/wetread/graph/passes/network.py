@@ -91,9 +91,10 @@ class Network:
             raise ValueError(f"{old.name!r} is no node's output")
         ir.convenience.replace_nodes_and_values(self.graph, node, [], [], [old], [new])
         old.name = f"{old.name}_before"
-        self._prune(node)
+        self.prune(node)
 
-    def _prune(self, node: ir.Node) -> None:
+    def prune(self, node: ir.Node) -> None:
+        """Removes a node that nothing reads, and what only it read."""
         waiting = [node]
         while waiting:
             dead = waiting.pop()

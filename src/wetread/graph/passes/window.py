@@ -84,7 +84,7 @@ def choose(graph: Graph, small: Graph, window: Sequence[int] | None) -> Trial:
     """
     last: GraphError | None = None
     for candidate in _candidates(graph, window):
-        whole = candidate is None or tuple(candidate) == tuple(window or graph.inputs[0].shape[2:])
+        whole = candidate is None or tuple(candidate) == _full(graph, window)
         if not whole and candidate is not None and not _plausible(graph, small, candidate):
             continue
         try:
@@ -108,14 +108,21 @@ def _noting(shapes: dict[str, tuple[int, ...]]) -> Callable[[str, np.ndarray], N
     return note
 
 
+def _full(graph: Graph, window: Sequence[int] | None) -> tuple[int | None, ...]:
+    """Sizes that the network declares; those of `window` where it leaves them free."""
+    declared = graph.inputs[0].shape[2:]
+    if window is None or len(window) != len(declared):
+        return declared
+    return tuple(size or given for size, given in zip(declared, window, strict=True))
+
+
 def _candidates(graph: Graph, window: Sequence[int] | None) -> Iterator[Sequence[int] | None]:
     """From small to the whole window; nothing smaller is tried where the network's last axes mean features."""
     ranks = {len(entry.shape) for entry in graph.inputs}
     if len(ranks) != 1 or ranks.pop() < 3:
         yield None
         return
-    declared = graph.inputs[0].shape[2:]
-    full = tuple(window) if window is not None else declared
+    full = _full(graph, window)
     for size in _SIZES:
         for first in (size, 2 * size):
             smaller = [size if s is None else min(s, size) for s in full]
