@@ -80,4 +80,6 @@ def read_file(path: Path) -> bytes:
 
 def source_entry(path: Path) -> SourceEntry:
     """Name, hash and size of a file that a package was made from."""
-    return SourceEntry(name=path.name, sha256=file_sha256(path), bytes=path.stat().st_size)
+    # the checkpoints of an ensemble have one name, in a folder for each fold
+    folder = f"{path.parent.name}/" if path.parent.name.startswith("fold_") else ""
+    return SourceEntry(name=folder + path.name, sha256=file_sha256(path), bytes=path.stat().st_size)
