@@ -207,8 +207,9 @@ class Wiring:
         flop = 2.0 * voxels * 27 * sum(channels) * co
         if channels[0] < 16:
             y, packed = self.raw(self.batch, *size, co), weights.pack_few(w.half())
-            self.pick(f"{name} conv", {f"{r}": partial(launch.conv_few, x[0], packed, y, Epilogue(bias=bias,
-                      sums=norm.sums), rows=r, border=True) for r in (64, 128, 256)}, flop, voxels * (co + 1) * 2,
+            self.pick(f"{name} conv", {f"{r}{' across' * t}": partial(launch.conv_few, x[0], packed, y,
+                      Epilogue(bias=bias, sums=norm.sums), rows=r, border=True, across=t)
+                      for r in (64, 128, 256) for t in (False, True)}, flop, voxels * (co + 1) * 2,
                       "few")  # fmt: skip
             return self.normalise(name, y, norm, raw)
         scale = None
@@ -223,9 +224,18 @@ class Wiring:
         if not problem.small and inputs[0].norm is not None:
             y = self.fresh(self.batch, *size, co)
             source, inverse = inputs[0], 1.0 / inputs[0].scale
-            run = partial(launch.conv3d, x, tune.pack(w.to(self.dtype), channels, tune.MARCH), y, tune.MARCH,
-                          Epilogue(scale, sums=norm.sums), norm=source.norm, in_inverse=inverse)  # fmt: skip
-            self.add(f"{name} conv", run, flop, voxels * (channels[0] + co) * 2, "march, norm on load")
+            ready = weights.padded((self.batch, *size, channels[0]), self.dtype)
+            tile = self.tiles(problem)
+            packed_w, bc = tune.pack(w.to(self.dtype), channels, tile), min(64, channels[0])
+
+            def apart() -> None:
+                launch.norm_apply(x[0], source.norm, ready, inverse=inverse, rows=8192 // bc, warps=8)
+                launch.conv3d([ready], packed_w, y, tile, Epilogue(scale, sums=norm.sums))
+
+            on_load = partial(launch.conv3d, x, tune.pack(w.to(self.dtype), channels, tune.MARCH), y, tune.MARCH,
+                              Epilogue(scale, sums=norm.sums), norm=source.norm, in_inverse=inverse)  # fmt: skip
+            self.pick(f"{name} conv", {"norm on load": on_load, f"after a norm, {tile.family}": apart}, flop,
+                      voxels * (channels[0] + co) * 2, "march")  # fmt: skip
             return self.normalise(name, y, norm, raw)
         if not problem.small:
             y = self.raw(self.batch, *size, co)

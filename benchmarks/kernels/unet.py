@@ -42,7 +42,8 @@ def chooser(path: Path | None, used: dict[str, Any]) -> Callable[[tune.Problem],
         rows[tuple(k["size"]), tuple(k["channels"]), k["co"], k["dtype"], k["stride"]] = row
 
     def choose(p: tune.Problem) -> Tile:
-        key = (tuple(p.size), p.channels, p.co, p.dtype, p.stride)
+        eight = p.dtype.replace("float8_e4m3fn", "int8")  # the 8-bit types take the same tiles
+        key = (tuple(p.size), p.channels, p.co, eight, p.stride)
         if key not in rows:
             like = next((r for k, r in rows.items() if k[1:] == key[1:] and tune.Problem(
                 p.batch, k[0], p.channels, p.co, p.dtype, p.stride).small == p.small), None)  # fmt: skip

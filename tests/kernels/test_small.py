@@ -41,13 +41,14 @@ def test_first_layer(c, co, stride):
     check_sums(sums, r)
 
 
-def test_first_layer_in_a_border():
+@pytest.mark.parametrize("across", [False, True])
+def test_first_layer_in_a_border(across):
     inner = rand(2, 4, 5, 6, 1)
     x = torch.zeros(2, 6, 7, 8, 1, dtype=torch.float16, device=DEVICE)[:, 1:-1, 1:-1, 1:-1]
     x.copy_(inner)
     w = rand(32, 1, 3, 3, 3, scale=0.2)
     y = poisoned(2, 4, 5, 6, 32)
-    conv_few(x, weights.pack_few(w), y, rows=64, border=True)
+    conv_few(x, weights.pack_few(w), y, rows=64, border=True, across=across)
     assert error(y, conv([inner], w)) < HALF
 
 

@@ -286,7 +286,7 @@ def _as_pairs(x: Tensor) -> Tensor:
 
 def conv_few(
     x: Tensor, weight: Tensor, out: Tensor, epilogue: Epilogue = PLAIN, *, rows: int = 128, bn: int = 32,
-    kernel: int = 3, stride: int = 1, border: bool = False,
+    kernel: int = 3, stride: int = 1, border: bool = False, across: bool = False,
 ) -> None:  # fmt: skip
     """Convolution of few channels (the first layer).
 
@@ -300,6 +300,7 @@ def conv_few(
         kernel: taps along each axis.
         stride: along each axis.
         border: x lies in a volume with (kernel − 1) / 2 zero voxels on every side: loads need no masks.
+        across: with `border`, the product transposed (loads along W).
     """
     from wetread.kernels.device.small import few
 
@@ -313,7 +314,8 @@ def conv_few(
     few[(-(-co // bn) * -(-(do * ho * wo) // rows), n)](
         x, weight, out, *pointers, *x.shape[1:4], do, ho, wo, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, co,
         C=x.shape[-1], KD=kernel, KH=kernel, KW=kernel, S=stride, PAD=(kernel - 1) // 2, BM=rows, BN=bn,
-        BK=weight.shape[0], OUT=_types()[out.dtype], BORDER=border, **constants, num_warps=4,
+        BK=weight.shape[0], OUT=_types()[out.dtype], BORDER=border,
+        ACROSS=border and across, **constants, num_warps=4,
     )  # fmt: skip
 
 

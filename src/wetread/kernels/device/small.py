@@ -13,6 +13,7 @@ def few(
     C: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, S: tl.constexpr, PAD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, OUT: tl.constexpr, BIASED: tl.constexpr,
     SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, BORDER: tl.constexpr,
+    ACROSS: tl.constexpr,
 ):  # fmt: skip
     """Convolution of few channels: all taps and channels at once as one K of BK (first layer).
 
@@ -35,8 +36,11 @@ def few(
         tap = tl.where(k < KD * KH * KW * C, tap, 0)
         row = (do * S - PAD) * xd + (ho * S - PAD) * xh + (wo * S - PAD) * xw
         step = (tap // (KH * KW)) * xd + ((tap // KW) % KH) * xh + (tap % KW) * xw + k % C
-        # rows last, so that neighbouring lanes read neighbouring voxels
-        a = tl.load(x_ptr + n * xn + tl.where(row_ok, row, 0)[None, :] + step[:, None]).T
+        at = x_ptr + n * xn + tl.where(row_ok, row, 0)
+        if ACROSS:  # rows last: neighbouring lanes read neighbouring voxels
+            a = tl.load(at[None, :] + step[:, None])
+        else:
+            a = tl.load(at[:, None] + step[None, :])
     else:
         d = (do * S - PAD)[:, None] + (tap // (KH * KW))[None, :]
         h = (ho * S - PAD)[:, None] + ((tap // KW) % KH)[None, :]
@@ -45,8 +49,12 @@ def few(
         ok = ok & (d >= 0) & (d < D) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         a = tl.load(x_ptr + n * xn + d * xd + h * xh + w * xw + (k % C)[None, :], mask=ok, other=0.0)
     # weights [BK, CO], rows past the last tap are zero
-    b = tl.load(w_ptr + k[:, None] * CO + cols[None, :], mask=cols_ok[None, :], other=0.0)
-    acc = tl.dot(a.to(b.dtype), b)
+    if ACROSS:
+        b = tl.load(w_ptr + k[None, :] * CO + cols[:, None], mask=cols_ok[:, None], other=0.0)
+        acc = tl.dot(b, a.to(b.dtype)).T
+    else:
+        b = tl.load(w_ptr + k[:, None] * CO + cols[None, :], mask=cols_ok[None, :], other=0.0)
+        acc = tl.dot(a.to(b.dtype), b)
     y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, False, BIASED, SLOPE)
     if STATS:
         add_sums((y,), (row_ok,), 1, sums_ptr + (pid // NB) % REPLICAS * sums_r + n * sums_n, cols, cols_ok)

@@ -8,8 +8,9 @@
 // 27, and N = 96 asks less of shared memory than the tensor core takes to compute.
 //
 // All weights of the block stay in shared memory. One warp loads planes through tensor maps (outside the tensor
-// they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each, and store plane p-1 while the
-// tensor cores work on plane p+1.
+// they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each. Where a plane is one chunk, one
+// warpgroup stores while the other computes; where it is several, each stores its last plane while the tensor cores
+// work on the next (measured: each way is slower in the other case).
 //
 // With NORM the input is raw float16 of a convolution before: seven more warps normalise each plane in shared
 // memory (a, b from the float64 sums), apply the leaky ReLU, write zero where the padding is, and round to the type
@@ -124,22 +125,30 @@ __device__ __forceinline__ void normalise(const uint4& in, const float* ab, floa
     v[2 * i + 1] = fmaxf(hi, 0.f) + fminf(hi, 0.f) * slope;
   }
 }
-// four values as four bytes
-__device__ __forceinline__ u32 bytes(float a, float b, float c, float d) {
-  u32 r;
-#if KIND == 2
-  asm("{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %2, %1; cvt.rn.satfinite.e4m3x2.f32 h, %4, %3; mov.b32 %0, {l, h}; }"
-      : "=r"(r) : "f"(a), "f"(b), "f"(c), "f"(d));
+// the same for an 8-bit operand, two values an instruction: a float16 has digits enough for what is rounded to 8 bits
+__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) { u32 r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c)); return r; }
+__device__ __forceinline__ u32 mul2(u32 a, u32 b) { u32 r; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
+__device__ __forceinline__ u32 add2(u32 a, u32 b) { u32 r; asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
+__device__ __forceinline__ u32 max2(u32 a, u32 b) { u32 r; asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
+__device__ __forceinline__ u32 min2(u32 a, u32 b) { u32 r; asm("min.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
+__device__ __forceinline__ u32 normalise2(u32 x, u32 a, u32 b, u32 slope) {
+  const u32 z = fma2(x, a, b);
+#if KIND == 1
+  // 1536 leaves the nearest integer, ties to even, in the low byte of a float16
+  return add2(min2(max2(max2(z, mul2(z, slope)), 0xD7F0D7F0u), 0x57F057F0u), 0x66006600u);
 #else
-  // 1.5 * 2**23 leaves the nearest integer, ties to even, in the low byte
-  const float big = 12582912.f;
-  a = fminf(fmaxf(a, -127.f), 127.f) + big; b = fminf(fmaxf(b, -127.f), 127.f) + big;
-  c = fminf(fmaxf(c, -127.f), 127.f) + big; d = fminf(fmaxf(d, -127.f), 127.f) + big;
-  const u32 lo = __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x0040);
-  const u32 hi = __byte_perm(__float_as_uint(c), __float_as_uint(d), 0x0040);
-  r = __byte_perm(lo, hi, 0x5410);
+  return max2(z, mul2(z, slope));
 #endif
+}
+__device__ __forceinline__ u32 bytes(u32 lo, u32 hi) {
+#if KIND == 2
+  u32 r;
+  asm("{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f16x2 l, %1; cvt.rn.satfinite.e4m3x2.f16x2 h, %2; mov.b32 %0, {l, h}; }"
+      : "=r"(r) : "r"(lo), "r"(hi));
   return r;
+#else
+  return __byte_perm(lo, hi, 0x6420);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(NORM ? 512 : 384, 1)
@@ -153,7 +162,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
   const u32 raws = weights + (WEIGHTS + 1023) / 1024 * 1024;
   const u32 full = raws + RAW_RING * RAW_STAGE, empty = full + 8 * STAGES, ready = empty + 8 * STAGES;
   const u32 came = ready + 8, left = came + 8 * 16;           // raw planes: arrived, and read
-  const u32 table = left + 8 * 16;                            // a, b of each input channel
+  const u32 table = (left + 8 * 16 + 15) & ~15u;              // a, b of each input channel
 
   int id = blockIdx.x;
   const int cb = id % blocks; id /= blocks;
@@ -189,7 +198,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
   __syncthreads();
 
   if (warp >= 8) {                                            // the warps that load and normalise
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(NORM ? 56 : 40));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(!NORM ? 40 : CHUNKS > 1 ? 56 : 80));
     if (warp == 8 && lane == 0) {
       barrier_expect(ready, WEIGHTS);
       for (int i = 0; i < 9 * CHUNKS; i++)
@@ -216,11 +225,23 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       for (int p = 0; p < planes; p++) {
         const int d = d0 + p - 1;
         for (int c = 0; c < CHUNKS; c++) {
+#if KIND == 0
           float ab[2 * EACH];
+#else
+          u32 a2[8], b2[8];
+          const u32 slope2 = half2(source.slope, source.slope);
+#endif
 #pragma unroll
-          for (int i = 0; i < EACH; i++)
-            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(ab[2 * i]), "=f"(ab[2 * i + 1])
+          for (int i = 0; i < EACH; i += 2) {
+            float f[4];
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f[0]), "=f"(f[1]), "=f"(f[2]), "=f"(f[3])
                          : "r"(table + 8 * (c * CH + lane_part * EACH + i)));
+#if KIND == 0
+            ab[2 * i] = f[0]; ab[2 * i + 1] = f[1]; ab[2 * i + 2] = f[2]; ab[2 * i + 3] = f[3];
+#else
+            a2[i / 2] = half2(f[0], f[2]); b2[i / 2] = half2(f[1], f[3]);
+#endif
+          }
           barrier_wait(came + 8 * ring, ring_phase);
           if (APART) barrier_wait(empty + 8 * stage, phase);
           for (int v = worker / PARTS; v < EDGE * EDGE; v += WORKERS * 32 / PARTS) {
@@ -231,20 +252,20 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
             const u32 to = at + ((lane_part ^ (at >> 7 & (S / 16 - 1))) << 4);
             uint4 out = make_uint4(0, 0, 0, 0);
             if (inside) {
-              float f[8];
               uint4 in;
               const u32 from = APART ? raws + ring * RAW_STAGE + v * CH * 2 + lane_part * 32 : to;
               asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(in.x), "=r"(in.y), "=r"(in.z), "=r"(in.w) : "r"(from));
-              normalise(in, ab, source.slope, f);
 #if KIND == 0
+              float f[8];
+              normalise(in, ab, source.slope, f);
               out = make_uint4(half2(f[0], f[1]), half2(f[2], f[3]), half2(f[4], f[5]), half2(f[6], f[7]));
 #else
-              out.x = bytes(f[0], f[1], f[2], f[3]);
-              out.y = bytes(f[4], f[5], f[6], f[7]);
-              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(in.x), "=r"(in.y), "=r"(in.z), "=r"(in.w) : "r"(from + 16));
-              normalise(in, ab + 16, source.slope, f);
-              out.z = bytes(f[0], f[1], f[2], f[3]);
-              out.w = bytes(f[4], f[5], f[6], f[7]);
+              uint4 more;
+              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(more.x), "=r"(more.y), "=r"(more.z), "=r"(more.w) : "r"(from + 16));
+              out.x = bytes(normalise2(in.x, a2[0], b2[0], slope2), normalise2(in.y, a2[1], b2[1], slope2));
+              out.y = bytes(normalise2(in.z, a2[2], b2[2], slope2), normalise2(in.w, a2[3], b2[3], slope2));
+              out.z = bytes(normalise2(more.x, a2[4], b2[4], slope2), normalise2(more.y, a2[5], b2[5], slope2));
+              out.w = bytes(normalise2(more.z, a2[6], b2[6], slope2), normalise2(more.w, a2[7], b2[7], slope2));
 #endif
             }
             asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(out.x), "r"(out.y), "r"(out.z), "r"(out.w) : "memory");
@@ -261,7 +282,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       }
     }
   } else {                                                    // the two that compute
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(NORM ? 200 : 232));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(!NORM ? 232 : CHUNKS > 1 ? 200 : 176));
     const int group = warp / 4, part = warp % 4;
     const int quad = lane % 4;
     acc_t acc[2][48];
@@ -278,7 +299,8 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       addend[i] = BIASED ? bias[channel] : 0.f;
       pivot[i] = s1[i] = s2[i] = 0.f;
     }
-    acc_t done[2][16] = {};                                        // the plane that is complete, while the next is computed
+    constexpr bool LATER = CHUNKS > 1;
+    acc_t done[2][16] = {};                                   // a complete plane
     auto store = [&](int d) {
 #pragma unroll
       for (int t = 0; t < 2; t++)
@@ -336,7 +358,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
             for (int t = 0; t < 2; t++)
               wgmma(acc[t], a + ((((tap / 3) * EDGE + tap % 3 + t * 8) * S + k * 32) >> 4), b + ((tap * TAP + k * 32) >> 4));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        if (c == 0) store(d0 + p - 3);                        // complete since the plane before (none below d0)
+        if (LATER && c == 0) store(d0 + p - 3);               // complete since the plane before (none below d0)
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         hold(acc[0]);
         hold(acc[1]);
@@ -351,10 +373,11 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
           acc[t][i] = acc[t][i + 16];
           acc[t][i + 16] = acc[t][i + 32];
           acc[t][i + 32] = 0;
-          asm volatile("" : HOLD(done[t][i])::"memory");      // copied here, not where it is read
+          if (LATER) asm volatile("" : HOLD(done[t][i])::"memory");  // copied here, not where it is read
         }
+      if (!LATER && p >= 2) store(d0 + p - 2);
     }
-    store(d0 + planes - 3);
+    if (LATER) store(d0 + planes - 3);
     if (STATS) {
 #pragma unroll
       for (int i = 0; i < 8; i++) {
