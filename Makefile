@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 CASE ?= $(wildcard $(or $(WETREAD_TEST_DATA),../shared/data)/lidc-idri-0314/dicom)
 
-.PHONY: help demo test test-all lint types layers venv venv-all bench clean
+.PHONY: help demo test test-all lint types layers venv venv-all venv-tensorflow bench clean
 
 help:
 	@echo "make demo      synthesise a chest CT, read it, show the findings"
@@ -41,8 +41,17 @@ $(VENV)/.all: $(VENV)/.dev
 	  "acvl_utils==0.2.6"
 	@touch $@
 
+# TensorFlow keeps to itself: it pins what others need newer
+$(VENV)-tensorflow/.all: $(VENV)/.made
+	@echo "installing TensorFlow and tf2onnx ..."
+	@$(PYTHON) -m venv $(VENV)-tensorflow
+	@$(VENV)-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "tensorflow-cpu==2.21.*" "tf2onnx==1.17.*"
+	@touch $@
+
 venv: $(VENV)/.dev
 venv-all: $(VENV)/.all
+venv-tensorflow: $(VENV)-tensorflow/.all
 
 # ---- what people run --------------------------------------------------------------------------------------
 demo: $(VENV)/.run
@@ -51,7 +60,7 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev lint types layers
 	$(BIN)/python -m pytest -m "not peer" -n $(JOBS) -q
 
-test-all: $(VENV)/.all
+test-all: $(VENV)/.all $(VENV)-tensorflow/.all
 	$(BIN)/python -m pytest -m peer -n $(JOBS) --dist loadgroup -q
 
 lint: $(VENV)/.dev
@@ -70,4 +79,4 @@ bench: $(VENV)/.all
 	$(BIN)/python benchmarks/read_case.py --out docs/benchmarks
 
 clean:
-	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tensorflow build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
