@@ -18,7 +18,7 @@ from wetread.bench import inputs
 from wetread.bench.accuracy import read_windows
 from wetread.bench.drive import RowFailedError, Worker, take_turns
 from wetread.bench.inputs import BenchCase, open_case
-from wetread.bench.run import BenchOptions, bench_package, plan_rows, run_rows
+from wetread.bench.run import BenchOptions, bench_package, find_original, plan_rows, run_rows
 from wetread.bench.task import Task
 from wetread.build.pack import pack
 from wetread.errors import PackageError, SelectionError
@@ -63,6 +63,17 @@ def test_windows_are_those_of_a_reading(case, recipe):
     windows = case.windows(3)
     assert windows.shape == (3, 1, *WINDOW) and windows.std() > 0
     assert windows.min() >= 0 and windows.max() <= 1  # clipped and scaled
+
+
+def test_windows_of_one_value_are_passed_over(case, recipe):
+    """Most windows of the balls hold lung alone, which the recipe clips to 0."""
+    windows = case.windows(100)
+    everything = len(case.sweep(1).ready())
+    assert 0 < len(windows) < everything and windows.std(axis=(1, 2, 3, 4)).min() > 0.01
+    volume = ball_volume()
+    flat = type(volume)(np.full_like(volume.voxels, -850), volume.grid, "CT", ("flat",))
+    with pytest.raises(SelectionError, match="holds one value"):
+        BenchCase(recipe, "flat", (flat,)).windows(2)
 
 
 def test_a_phantom_where_no_case_is_named(recipe, monkeypatch):
@@ -225,7 +236,8 @@ def test_rows_take_turns_and_rotate():
 
 
 def test_rows_that_are_known_not_to_run(tmp_path, ball_package):
-    tasks, absent = plan_rows(Package.open(ball_package), QUICK, WINDOW)
+    package = Package.open(ball_package)
+    tasks, absent = plan_rows(package, find_original(package, QUICK, tmp_path), QUICK, WINDOW)
     assert [t.key for t in tasks][:5] == [
         "PyTorch eager float32", "PyTorch TorchScript float32", "ONNX Runtime float32", "OpenVINO float32",
         "wetread float32",
@@ -238,9 +250,20 @@ def test_a_reference_that_is_not_float32(tmp_path, ball_package, monkeypatch):
     package = Package.open(ball_package)
     monkeypatch.setattr(Package, "precision", "int8")
     with pytest.raises(PackageError, match="expected float32"):
-        plan_rows(package, BenchOptions(reference=ball_package), WINDOW)
-    _tasks, absent = plan_rows(package, QUICK, WINDOW)
+        find_original(package, BenchOptions(reference=ball_package), tmp_path)
+    assert find_original(package, QUICK, tmp_path) is None
+    _, absent = plan_rows(package, None, QUICK, WINDOW)
     assert sum("--reference" in row.problem for row in absent) == 5
+
+
+def test_references_are_files_packages_or_models(tmp_path, ball_package):
+    package = Package.open(ball_package)
+    file = package.model_path(0)
+    for reference in (None, ball_package, ball_package.parent):
+        found = find_original(package, BenchOptions(reference=reference), tmp_path)
+        assert found is not None and found.networks == (str(file),) and found.package == str(package.path)
+    found = find_original(package, BenchOptions(reference=file), tmp_path)
+    assert found is not None and found.networks == (str(file),) and not found.package
 
 
 @pytest.mark.peer

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from wetread.bench.baseline import check_comparable, load_baseline, regressions
+from wetread.bench.baseline import check_comparable, drift, load_baseline, regressions
 from wetread.bench.rows import Bench, Row, machine, timing_figures
 from wetread.bench.table import markdown, svg, write_bench
 from wetread.errors import OutputError
@@ -90,6 +90,24 @@ def test_regressions_beyond_noise(change, worse):
     found = regressions(bench(row(**change)), bench(row()))
     assert len(found) == bool(worse)
     assert not worse or worse in found[0].text
+
+
+def test_peers_tell_how_the_machine_has_changed():
+    peers = [row(name, "float32", 100) for name in ("PyTorch eager", "ONNX Runtime", "OpenVINO")]
+    slow = [row(name, "float32", 130) for name in ("PyTorch eager", "ONNX Runtime", "OpenVINO")]
+    before = bench(*peers, row())
+    assert drift(bench(*slow, row()), before) == pytest.approx(1.3)
+    assert (
+        regressions(bench(*slow, row(ms=132)), before) == []
+    )  # as much as the peers, which never fail themselves
+    (found,) = regressions(bench(*slow, row(ms=150)), before)
+    assert "the peers +30 %" in found.text
+    (found,) = regressions(bench(*peers, row(ms=150)), before)
+    assert "peers" not in found.text
+    one = bench(row("PyTorch eager", "float32", 300), *peers[1:], row(ms=150))
+    assert drift(one, before) == 1.0 and regressions(one, before)  # one peer alone is no machine
+    fast = [row(name, "float32", 50) for name in ("PyTorch eager", "ONNX Runtime", "OpenVINO")]
+    assert drift(bench(*fast), before) == 1.0
 
 
 def test_a_row_that_ran_and_does_not_now():

@@ -37,8 +37,8 @@ class Accuracy:
     Attributes:
         dice: mean over the labels that either marks; None where neither marks any, and for classifiers.
         agreement: share of voxels (of a classification: windows) with the same label.
-        output_difference: root mean square difference of the outputs, as a share of the reference's standard
-            deviation.
+        output_difference: root mean square difference of a window's outputs, as a share of the standard deviation
+            of the reference's; the median over the windows.
     """
 
     dice: float | None
@@ -90,8 +90,10 @@ def read_windows(recipe: Recipe, outputs: NDArray[np.float32]) -> NDArray[np.uin
 
 def compare(recipe: Recipe, found: Answer, reference: Answer) -> Accuracy:
     """One row's answer against the reference's."""
-    spread = float(np.std(reference.outputs, dtype=np.float64)) or 1.0
-    difference = found.outputs.astype(np.float64) - reference.outputs
+    differences = []
+    for one, other in zip(found.outputs, reference.outputs, strict=True):
+        spread = float(np.std(other, dtype=np.float64)) or 1.0
+        differences.append(float(np.sqrt(np.mean((one.astype(np.float64) - other) ** 2))) / spread)
     scores = []
     if recipe.task != "classification":
         for label in recipe.labels:
@@ -101,5 +103,5 @@ def compare(recipe: Recipe, found: Answer, reference: Answer) -> Accuracy:
     return Accuracy(
         float(np.mean(scores)) if scores else None,
         agreement(found.labels, reference.labels),
-        float(np.sqrt(np.mean(difference**2)) / spread),
+        float(np.median(differences)),
     )

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from wetread.bench.phantom import make_phantom
 from wetread.errors import SelectionError
 from wetread.inference import Sweep, Window
-from wetread.precision.windows import TRUTH_FILE, drawn
+from wetread.precision.windows import TRUTH_FILE
 from wetread.reading.flow import load_inputs
 from wetread.recipe import Recipe
 from wetread.volume import Volume
 
 PHANTOM_SEED = 2_000_000
 """Beyond the seeds that the embedded network was trained, tuned and evaluated on."""
+
+_LEAST_SPREAD = 0.01
+"""Least standard deviation of a window in each channel, as the network takes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +56,12 @@ class BenchCase:
         return sweep
 
     def windows(self, count: int, seed: int = 0) -> NDArray[np.float32]:
-        """Windows spread over the case, float32 (n, channels, *window), n ≤ count.
+        """Windows drawn from the case, in its order, float32 (n, channels, *window), n ≤ count.
+
+        Windows of one value are passed over: norms divide by their spread, and what comes out is rounding.
 
         Raises:
-            SelectionError: the recipe would run none of this case's windows.
+            SelectionError: the recipe would run none of this case's windows, or all hold one value.
         """
         sweep = self.sweep(self.recipe.output_channels)
         ready = sweep.ready()
@@ -67,11 +72,22 @@ class BenchCase:
                 todo="name a case of that part of the body with --case",
                 code="PLACE_ABSENT",
             )
-        chosen = drawn(ready, count, np.random.default_rng(seed))
-        arrays = np.empty((len(chosen), len(self.recipe.channels), *sweep.window_shape), np.float32)
-        for window, array in zip(chosen, arrays, strict=True):
-            sweep.fill(window, array)
-        return arrays
+        found: dict[int, NDArray[np.float32]] = {}
+        for number in np.random.default_rng(seed).permutation(len(ready)).tolist():
+            array = np.empty((len(self.recipe.channels), *sweep.window_shape), np.float32)
+            sweep.fill(ready[number], array)
+            if all(channel.std() > _LEAST_SPREAD for channel in array):
+                found[number] = array
+            if len(found) == count:
+                break
+        if not found:
+            raise SelectionError(
+                f"every window of the case that {self.recipe.name} would run holds one value",
+                where=self.name,
+                todo="name another case with --case",
+                code="WINDOWS_EMPTY",
+            )
+        return np.stack([found[number] for number in sorted(found)])
 
 
 def filled(sweep: Sweep) -> Iterator[tuple[Window, NDArray[np.float32]]]:

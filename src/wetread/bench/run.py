@@ -17,6 +17,7 @@ from wetread.bench.drive import RowFailedError, Timed, Worker, take_turns
 from wetread.bench.inputs import BenchCase, open_case
 from wetread.bench.rows import Bench, Row, machine, timing_figures
 from wetread.bench.task import Task
+from wetread.build.importers import ImportOptions, import_model
 from wetread.engines.registry import resolve
 from wetread.errors import EngineUnavailableError, PackageError
 from wetread.geometry import cpu_count
@@ -36,8 +37,9 @@ class BenchOptions:
     """How a package is measured.
 
     Attributes:
-        reference: float32 network that the package was made from: an ONNX file or a package; None where the
-            package is float32 itself.
+        reference: float32 network that the package was made from: a package, or any model that `wetread build`
+            takes; None where the package is float32 itself.
+        trust: the reference may be a format that executes what it holds.
         case: study; None takes a chest phantom.
         windows: how many windows are drawn from it.
         turns, per_turn: counted turns of each row, and windows in each.
@@ -50,6 +52,7 @@ class BenchOptions:
     """
 
     reference: Path | None = None
+    trust: bool = False
     case: Path | None = None
     windows: int = 8
     turns: int = 10
@@ -82,25 +85,37 @@ def bench_package(
     options = replace(options, threads=options.threads or cpu_count())
     case = open_case(package.recipe, options.case, options.threads)
     inputs = case.windows(options.windows)
-    tasks, absent = plan_rows(package, options, (inputs.shape[2], inputs.shape[3], inputs.shape[4]))
+    with tempfile.TemporaryDirectory(prefix="wetread-bench-") as folder:
+        original = find_original(package, options, Path(folder))
+        tasks, absent = plan_rows(package, original, options, inputs.shape[2:])
+        result = run_rows(tasks, case, inputs, options, absent=absent, progress=progress)
     name = {
         "name": package.name,
         "version": package.version,
         "hash": package.hash,
         "precision": package.precision,
+        "reference": "" if options.reference is None else options.reference.name,
     }
-    return replace(run_rows(tasks, case, inputs, options, absent=absent, progress=progress), package=name)
+    return replace(result, package=name)
+
+
+@dataclass(frozen=True)
+class OriginalNetworks:
+    """The float32 networks that others are compared with: ONNX files, and the package that they belong to, if any."""
+
+    networks: tuple[str, ...]
+    package: str = ""
 
 
 def plan_rows(
-    package: Package, options: BenchOptions, window: tuple[int, int, int]
+    package: Package, original: OriginalNetworks | None, options: BenchOptions, window: Sequence[int]
 ) -> tuple[list[Task], list[Row]]:
     """The rows that can be tried, and those of which it is known beforehand that they cannot run, and why."""
     tasks: list[Task] = []
     absent: list[Row] = []
-    original = _reference(package, options.reference)
+    a, b, c = window
     blank = Task(
-        "", "float32", "wetread", (), window, len(package.recipe.channels), options.threads,
+        "", "float32", "wetread", (), (a, b, c), len(package.recipe.channels), options.threads,
         allow_failed_gate=options.allow_failed_gate,
     )  # fmt: skip
     for engine, kind in (
@@ -134,27 +149,43 @@ def plan_rows(
     return tasks, absent
 
 
-@dataclass(frozen=True)
-class _Original:
-    networks: tuple[str, ...]
-    package: str = ""
+def find_original(package: Package, options: BenchOptions, folder: Path) -> OriginalNetworks | None:
+    """The float32 networks to compare with; None where there are none.
 
+    Args:
+        package: what is measured.
+        options: its ``reference``.
+        folder: for networks that have to be imported.
 
-def _reference(package: Package, path: Path | None) -> _Original | None:
-    """The float32 networks to compare with; None where there are none."""
-    if path is not None and path.is_file():
-        return _Original((str(path),))
-    other = package if path is None else Package.open(path)
-    if other.precision == "float32":
-        files = tuple(str(other.model_path(i)) for i in range(len(other.models)))
-        return _Original(files, str(other.path))
-    if path is None:
-        return None
-    raise PackageError(
-        f"the reference is {other.precision}, expected float32",
-        where=str(path),
-        todo="name the float32 package or the ONNX file that this package was made from",
+    Raises:
+        PackageError: the reference is a package that is not float32.
+        WetreadError: the reference cannot be imported.
+    """
+    path = options.reference
+    if path is not None and path.suffix == ".onnx":
+        return OriginalNetworks((str(path),))
+    if path is None or (path / "manifest.json").is_file() or any(path.glob("[0-9]*/manifest.json")):
+        other = package if path is None else Package.open(path)
+        if other.precision == "float32":
+            files = tuple(str(other.model_path(i)) for i in range(len(other.models)))
+            return OriginalNetworks(files, str(other.path))
+        if path is None:
+            return None
+        raise PackageError(
+            f"the reference is {other.precision}, expected float32",
+            where=str(path),
+            todo="name the float32 package or the model that this package was made from",
+        )
+    window = package.recipe.tiling.window or package.recipe.fixed_shape
+    folds = tuple(model.fold for model in package.models) if len(package.models) > 1 else ()
+    imports = ImportOptions(
+        trust=options.trust, folds=folds, window=window, dynamic=window is None, derive=False
     )
+    saved: list[str] = []
+    for number, item in enumerate(import_model(path, imports).networks):
+        graph = item.graph.cut([item.graph.outputs[0].name])
+        saved.append(str(graph.save(folder / f"reference-{number}.onnx")))
+    return OriginalNetworks(tuple(saved))
 
 
 def run_rows(

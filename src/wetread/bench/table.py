@@ -9,7 +9,9 @@ from pathlib import Path
 from wetread.bench.rows import Bench, Row
 from wetread.storage import write_bytes
 
-_COLUMNS = (
+Columns = tuple[tuple[str, str, str], ...]
+
+COLUMNS: Columns = (
     ("latency_ms_p50", "p50 (ms)", "{:.1f}"),
     ("latency_ms_p95", "p95 (ms)", "{:.1f}"),
     ("windows_per_s", "windows/s", "{:.2f}"),
@@ -20,6 +22,18 @@ _COLUMNS = (
     ("agreement", "agreement", "{:.5f}"),
     ("output_difference", "output difference", "{:.1e}"),
 )
+"""Key of the figure, title, format: what the Markdown shows."""
+
+SHORT: Columns = (
+    ("latency_ms_p50", "p50 ms", "{:.1f}"),
+    ("latency_ms_p95", "p95 ms", "{:.1f}"),
+    ("windows_per_s", "win/s", "{:.2f}"),
+    ("speed_up", "faster", "{:.1f}×"),
+    ("peak_memory_mib", "MiB", "{:.0f}"),
+    ("dice", "Dice", "{:.4f}"),
+)
+"""The same for a terminal of 80 columns."""
+
 _WIDTH, _LEFT, _ROW, _TOP = 860, 230, 34, 64
 
 
@@ -42,7 +56,7 @@ def slowest_key(bench: Bench) -> str:
     return next((row.key for row in bench.rows if not row.problem), "")
 
 
-def cells(bench: Bench) -> list[tuple[Row, list[str]]]:
+def cells(bench: Bench, columns: Columns = COLUMNS) -> list[tuple[Row, list[str]]]:
     """Each row with its figures as text; a dash for what is not known."""
     base = next((row.figures.get("latency_ms_p50") for row in bench.rows if not row.problem), None)
     found = []
@@ -51,16 +65,10 @@ def cells(bench: Bench) -> list[tuple[Row, list[str]]]:
         own = figures.get("latency_ms_p50")
         figures["speed_up"] = base / own if base and own else None
         texts = [
-            form.format(value) if (value := figures.get(key)) is not None else "–"
-            for key, _, form in _COLUMNS
+            form.format(value) if (value := figures.get(key)) is not None else "–" for key, _, form in columns
         ]
         found.append((row, texts))
     return found
-
-
-def header() -> list[str]:
-    """Titles of the columns after the first."""
-    return [title for _, title, _ in _COLUMNS]
 
 
 def markdown(bench: Bench, picture: str = "") -> str:
@@ -69,7 +77,10 @@ def markdown(bench: Bench, picture: str = "") -> str:
     lines = [f"# {package['name']} {package['version']}: bench", ""]
     if picture:
         lines += [f"![latency per window]({picture})", ""]
-    lines += ["| row | " + " | ".join(header()) + " |", "|---|" + "---:|" * len(_COLUMNS)]
+    lines += [
+        "| row | " + " | ".join(title for _, title, _ in COLUMNS) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
     ran = [(row, texts) for row, texts in cells(bench) if not row.problem]
     lines += [f"| {row.key} | " + " | ".join(texts) + " |" for row, texts in ran]
     absent = [row for row in bench.rows if row.problem]
@@ -84,8 +95,9 @@ def markdown(bench: Bench, picture: str = "") -> str:
         "",
         f"Windows of {window} voxels, {settings['turns']} turns of {settings['windows_per_turn']} windows, all rows in "
         f"turn in one run, each in a process of its own with {bench.machine['threads']} threads. Speed-up is "
-        f"against {slowest_key(bench) or 'none'}. Dice, agreement and output difference (root mean square, as a "
-        f"share of the standard deviation) are {against}, over {case['accuracy_over']} of {case['name']}.",
+        f"against {slowest_key(bench) or 'none'}. Dice, agreement and output difference (root mean square of a "
+        f"window, as a share of the standard deviation; median) are {against}, over {case['accuracy_over']} of "
+        f"{case['name']}.",
     ]
     mixed = [row for row in bench.rows if len(row.layers) > 1]
     for row in mixed:

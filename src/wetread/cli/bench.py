@@ -24,8 +24,13 @@ def bench(
     ),
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="The float32 ONNX file or package that the package was made from."),
+        typer.Option(
+            "--reference", help="The model that the package was made from, or a float32 package of it."
+        ),
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load a reference that executes what it holds (pickles).")
+    ] = False,
     case: Annotated[Path | None, typer.Option("--case", help="Study. Default: a chest phantom.")] = None,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows drawn from the case.")] = 8,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns of each row.")] = 10,
@@ -56,6 +61,7 @@ def bench(
     before = load_baseline(baseline) if baseline is not None else None
     options = BenchOptions(
         reference=reference,
+        trust=trust,
         case=case,
         windows=windows,
         turns=turns,
@@ -89,15 +95,15 @@ def bench(
 
 def _show(result: object) -> None:
     from wetread.bench.rows import Bench
-    from wetread.bench.table import cells, header
+    from wetread.bench.table import SHORT, cells
 
     assert isinstance(result, Bench)
     console = Console()
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("row", no_wrap=True)
-    for title in header():
-        table.add_column(title, justify="right")
-    for row, texts in cells(result):
+    for _, title, _ in SHORT:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row, texts in cells(result, SHORT):
         if not row.problem:
             table.add_row(escape(row.key), *texts)
     console.print(table)
