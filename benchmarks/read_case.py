@@ -70,7 +70,9 @@ def run_peer(study: Path, folder: Path, body: bool) -> dict[str, object]:
         Spacing,
         SpatialResample,
     )
-    from onnx_torch import EagerNetwork
+
+    from wetread.bench.peers.torch_network import TorchNetwork
+    from wetread.graph import Graph
 
     plan = json.loads((folder / "plan.json").read_text())
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -97,7 +99,7 @@ def run_peer(study: Path, folder: Path, body: bool) -> dict[str, object]:
     )
     resampled = steps(image)
     prepared = resampled[0].permute(2, 1, 0)  # [z, y, x]
-    network = EagerNetwork(Path(plan["model"])).eval()
+    network = TorchNetwork(Graph.load(Path(plan["model"]))).eval()
     window = tuple(plan["window"])
     # pad so that the windows are wetread's: the lattice starts `offset` voxels before the volume
     offset, padded = plan["offset"], plan["padded"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -306,3 +307,39 @@ def test_command_line(tmp_path, ball_package, study):
 def test_nothing_is_given_to_a_package_that_is_none(tmp_path):
     with pytest.raises(PackageError):
         bench_package(tmp_path, QUICK)
+
+
+@pytest.fixture(scope="module")
+def int8_package(tmp_path_factory, case) -> tuple[Package, Path]:
+    """A small U-Net quantised on the case's own windows, packed without a gate; and its float32 original."""
+    from wetread.graph import Graph
+    from wetread.precision import CalibrationWindow, observe, quantise
+
+    folder = tmp_path_factory.mktemp("int8")
+    original = networks.save(networks.unet((1, 1)), folder / "original.onnx")
+    graph = Graph.load(original)
+    windows = [CalibrationWindow("balls", array) for array in case.windows(2)]
+    quantised, _ = quantise(graph, observe(graph, windows), calibrator="minmax")
+    return pack(quantised.save(folder / "int8.onnx"), case.recipe, folder / "models"), original
+
+
+def test_an_int8_package_beside_its_original(int8_package, case, tmp_path):
+    package, original = int8_package
+    options = replace(QUICK, reference=original, allow_failed_gate=True)
+    tasks, _ = plan_rows(package, find_original(package, options, tmp_path), options, WINDOW)
+    wanted = [t for t in tasks if t.key in ("OpenVINO float32", "wetread int8")]
+    rows = {row.key: row for row in run_rows(wanted, case, case.windows(2), options).rows}
+    int8 = rows["wetread int8"]
+    assert not int8.problem, int8.problem
+    assert int8.layers["int8"] > 3
+    assert 1e-4 < int8.figures["output_difference"] < 0.3  # rounded to eight bits, and the same network
+    assert int8.figures["size_mib"] < 0.6 * rows["OpenVINO float32"].figures["size_mib"]
+
+
+def test_a_package_without_a_passed_gate_is_not_timed(int8_package, case, tmp_path):
+    package, original = int8_package
+    options = replace(QUICK, reference=original)
+    tasks, _ = plan_rows(package, find_original(package, options, tmp_path), options, WINDOW)
+    (task_,) = [t for t in tasks if t.key == "wetread int8"]
+    with pytest.raises(RowFailedError, match="no gate has been run"):
+        Worker(task_, tmp_path / "w", case.windows(1))
