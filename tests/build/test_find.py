@@ -27,7 +27,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused_and_the_known_ones_are_listed(tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
+    path = tmp_path / "weights.h5"
     path.write_bytes(b"\0" * 64)
     with pytest.raises(GraphError, match="no format") as caught:
         import_model(path)

@@ -449,6 +449,22 @@ def test_no_device_gate_can_be_written_anywhere(package: Package, monkeypatch: p
         _device(package)
 
 
+def test_a_read_only_package_keeps_its_summary(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WETREAD_CACHE", str(tmp_path / "cache"))
+    (package.path / "engines").write_text("in the way, as on a read-only disk")
+
+    def refused(*_: object) -> None:
+        raise OutputError("read-only")
+
+    monkeypatch.setattr(Package, "with_gate", refused)
+    made = _device(package)
+    assert made.check_gate("openvino", "int8", fingerprint="openvino-1-int8-x").status == "passed"
+    with pytest.raises(GateError, match="no gate has been run"):
+        made.check_gate("openvino", "int8", fingerprint="another")
+
+
 @pytest.mark.parametrize(
     ("text", "shapes"),
     [

@@ -190,6 +190,8 @@ class Package:
     ) -> Package:
         """Writes the whole table beside the plan it speaks of, and its record into the summary.
 
+        Where the package is read-only the table lies in the user's cache, and the summary stays as it was.
+
         Args:
             fingerprint: of the engine that was judged.
             record: the summary.
@@ -211,7 +213,12 @@ class Package:
             package=self.hash, fingerprint=fingerprint, record=record, plans=digests, table=dict(table)
         )
         write_bytes(folder / "gate.json", pretty(found.model_dump(mode="json")))
-        return self.with_gate(record)
+        try:
+            return self.with_gate(record)
+        except OutputError:
+            if folder.is_relative_to(self.path):
+                raise
+            return self  # a read-only package: the device's own gate, in the cache, is what counts there
 
     def with_gate(self, record: GateRecord) -> Package:
         """Adds a record to ``gate.json`` and returns the package with it.
