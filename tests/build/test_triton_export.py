@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pytest
 
 from tests import networks
 from tests.conftest import ball_recipe
+from tests.wheels import wheel
 from wetread.build.triton import TritonOptions, export_triton, model_version
 from wetread.build.triton_config import quoted
 from wetread.cli.app import app
@@ -171,20 +169,11 @@ def test_plans_are_taken_where_they_exist(tmp_path: Path) -> None:
 
 # ---- NVIDIA's schema ------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
-def schema() -> Any:
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`model_config_pb2` of NVIDIA's client; only that module, because the client pins a protobuf of its own."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "wetread-tests" / "tritonclient"
-    if not list(folder.glob("*.whl")):
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-             "--disable-pip-version-check", "--dest", str(folder), "tritonclient>=2.60,<3"],
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            pytest.skip(f"tritonclient cannot be had from PyPI here: {done.stderr.strip()[-200:]}")
     member = "tritonclient/grpc/model_config_pb2.py"
-    with zipfile.ZipFile(max(folder.glob("*.whl"))) as archive:
+    folder = tmp_path_factory.mktemp("schema")
+    with zipfile.ZipFile(wheel("tritonclient", ">=2.60,<3")) as archive:
         archive.extract(member, folder)
     spec = importlib.util.spec_from_file_location("model_config_pb2", folder / member)
     assert spec is not None

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.wheels import wheel
 from wetread.engines.tensorrt import api
 
 pytestmark = pytest.mark.peer
 
 TENSORRT = ("10.13.*", "10.16.*", ">=11,<12")
 CUDA = ("12.9.*", "13.*")
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 STUB = """
 #define NOTHING(name) void *name(void) { return 0; }
@@ -69,42 +69,18 @@ print(json.dumps({"missing": api.missing(trt), "calls": calls, "version": trt.__
 '''
 
 
-@pytest.fixture(scope="session")
-def wheels() -> Path:
-    """Kept between runs, in the user's cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "wetread-tests" / "wheels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def wheel(folder: Path, name: str, version: str) -> Path:
-    """A wheel from PyPI; skips where there is no network."""
-    only = version if version[0] in "<>" else f"=={version}"
-    place = folder / f"{name}{version}-{PYTHON}".replace("*", "x").replace(">=", "-").replace(",<", "-")
-    if not list(place.glob("*.whl")):
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-             "--disable-pip-version-check", "--dest", str(place), f"{name}{only}"],
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            pytest.skip(f"{name} {version} cannot be had from PyPI here: {done.stderr.strip()[-200:]}")
-    return max(place.glob("*.whl"))
-
-
 def unpack(file: Path, target: Path) -> Path:
     with zipfile.ZipFile(file) as archive:
         archive.extractall(target)
     return target
 
 
-def described(folder: Path, version: str, tmp_path: Path) -> dict:
+def described(version: str, tmp_path: Path) -> dict:
     if sys.platform != "linux":
         pytest.skip("the stub is made for Linux")
     if shutil.which("gcc") is None:
         pytest.skip("gcc is needed for the stub of TensorRT's libraries")
-    file = wheel(folder, "tensorrt-cu13-bindings", version)
+    file = wheel("tensorrt-cu13-bindings", version)
     site = unpack(file, tmp_path / "site")
     major = file.name.split("-")[1].split(".")[0]
     (tmp_path / "stub.c").write_text(STUB)
@@ -133,8 +109,8 @@ def described(folder: Path, version: str, tmp_path: Path) -> dict:
 
 
 @pytest.mark.parametrize("version", TENSORRT)
-def test_everything_used_is_in_the_bindings(wheels: Path, version: str, tmp_path: Path) -> None:
-    found = described(wheels, version, tmp_path)
+def test_everything_used_is_in_the_bindings(version: str, tmp_path: Path) -> None:
+    found = described(version, tmp_path)
     assert found["missing"] == []
     for owner, members in api.CLASSES.items():
         for name, arguments in members.items():
@@ -150,21 +126,21 @@ def test_everything_used_is_in_the_bindings(wheels: Path, version: str, tmp_path
     assert ("FP16" in found["flags"]) == found["version"].startswith("10.")  # this is not one module thrice
 
 
-def test_a_name_that_is_gone_is_found(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_gone_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check fires: what TensorRT 11 removed is missed in 11 and there in 10."""
     table = (
         "\\napi.ENUMS['BuilderFlag'] += ('INT8',); api.CLASSES['IBuilderConfig']['int8_calibrator'] = None\\n"
     )
     at = DESCRIBE.index("def signatures")
     monkeypatch.setitem(globals(), "DESCRIBE", DESCRIBE[:at] + table.replace("\\n", "\n") + DESCRIBE[at:])
-    gone = described(wheels, TENSORRT[-1], tmp_path)["missing"]
+    gone = described(TENSORRT[-1], tmp_path)["missing"]
     assert gone == ["IBuilderConfig.int8_calibrator", "BuilderFlag.INT8"]
 
 
 @pytest.mark.parametrize("version", CUDA)
-def test_cuda(wheels: Path, version: str, tmp_path: Path) -> None:
-    site = unpack(wheel(wheels, "cuda-bindings", version), tmp_path / "site")
-    unpack(wheel(wheels, "cuda-pathfinder", "1.*"), site)
+def test_cuda(version: str, tmp_path: Path) -> None:
+    site = unpack(wheel("cuda-bindings", version), tmp_path / "site")
+    unpack(wheel("cuda-pathfinder", "1.*"), site)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from wetread.engines.tensorrt import api, cuda\n"
