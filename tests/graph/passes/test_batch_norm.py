@@ -16,7 +16,11 @@ from wetread.graph.passes.batch_norm import BatchNormPass
 
 def norm(b: networks.Builder, x: str, channels: int) -> str:
     name = b.name("bn")
-    arrays = [b.rng.uniform(0.5, 1.5, channels), *b.rng.standard_normal((2, channels)), b.rng.uniform(0.5, 2, channels)]
+    arrays = [
+        b.rng.uniform(0.5, 1.5, channels),
+        *b.rng.standard_normal((2, channels)),
+        b.rng.uniform(0.5, 2, channels),
+    ]
     names = [b.constant(a.astype(np.float32), f"{name}.{i}") for i, a in enumerate(arrays)]
     return b.add("BatchNormalization", [x, *names], epsilon=1e-3)
 
@@ -58,7 +62,9 @@ def test_the_wrong_sign_is_caught_and_named(monkeypatch: pytest.MonkeyPatch) -> 
     rule = _fuse_batchnorm._FuseBatchNormBase
     right = rule._scale_weights
     monkeypatch.setattr(rule, "_scale_weights", lambda self, w, s, a: -right(self, w, s, a))
-    with pytest.raises(GraphError, match=r"batch_norm.*relative error.*BatchNormalization 'batchnormalization_1'"):
+    with pytest.raises(
+        GraphError, match=r"batch_norm.*relative error.*BatchNormalization 'batchnormalization_1'"
+    ):
         optimise(Graph(network()), passes=[BatchNormPass()])
     optimise(Graph(network()), passes=[BatchNormPass()], check=False)  # the check alone sees it
 

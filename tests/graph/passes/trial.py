@@ -16,7 +16,9 @@ from wetread.graph.passes.lift import LiftPass
 def inputs_of(graph: Graph, size: int = 8) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     return {
-        e.name: rng.standard_normal([(1 if i == 0 else size) if s is None else s for i, s in enumerate(e.shape)])
+        e.name: rng.standard_normal(
+            [(1 if i == 0 else size) if s is None else s for i, s in enumerate(e.shape)]
+        )
         for e in graph.inputs
     }
 

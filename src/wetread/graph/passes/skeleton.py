@@ -43,14 +43,16 @@ def types(small: Graph, inputs: Sequence[str], window: Sequence[int] | None) -> 
     Args:
         small: a skeleton.
         inputs: names of the network's own inputs.
-        window: spatial sizes of them; None takes the sizes that they declare. The batch is 1.
+        window: spatial sizes of them; None takes the sizes that they declare. A free batch is 1.
     """
     model = onnx.ModelProto()
     model.CopyFrom(small.model)
     for value in model.graph.input:
         if value.name in inputs and window is not None:
             dims = value.type.tensor_type.shape.dim
-            for dim, size in zip((dims[0], *dims[2:]), (1, *window), strict=True):
+            if not dims[0].HasField("dim_value"):
+                dims[0].dim_value = 1
+            for dim, size in zip(dims[2:], window, strict=True):
                 dim.dim_value = size
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
