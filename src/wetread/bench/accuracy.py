@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,12 @@ from wetread.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What one row makes of the case.
+class Yardstick:
+    """What the float32 row that others are compared with makes of the case.
 
     Attributes:
-        outputs: of the timed windows before activation, float32 (n, channels, *window).
+        outputs: of the timed windows before activation, float32 (n, channels, *window), in a file: a network may
+            have a hundred channels.
         labels: uint8 label values: of the case's mask, or of the windows one after the other; of a
             classification, the position of the decided label in each window (0 for none).
     """
@@ -46,17 +48,58 @@ class Accuracy:
     output_difference: float
 
 
-def answer(worker: Worker, case: BenchCase, windows: int, *, whole_case: bool) -> Answer:
-    """Runs the timed windows once more for their outputs, and the case where that is asked for."""
-    outputs = np.stack([np.array(worker.output(number)) for number in range(windows)])
-    if not whole_case or case.recipe.task == "classification":
-        return Answer(outputs, read_windows(case.recipe, outputs))
-    sweep = case.sweep(outputs.shape[1])
+def make_yardstick(
+    worker: Worker, case: BenchCase, windows: int, file: Path, *, whole_case: bool
+) -> Yardstick:
+    """Runs the timed windows once more for their outputs, and the case where that is asked for.
+
+    Args:
+        worker: the row.
+        case: what is read.
+        windows: number of timed windows.
+        file: for the outputs.
+        whole_case: labels are those of the whole case, not of the timed windows.
+
+    Raises:
+        RowFailedError: the row fails.
+    """
+    shape = (windows, *worker.ready["output_shape"])
+    outputs = np.lib.format.open_memmap(file, "w+", dtype=np.float32, shape=shape)
+    for number in range(windows):
+        outputs[number] = worker.output(number)
+    if whole_case:
+        return Yardstick(outputs, _read_case(worker, case))
+    return Yardstick(outputs, np.concatenate([read_windows(case.recipe, one[None]) for one in outputs]))
+
+
+def measure_accuracy(worker: Worker, case: BenchCase, against: Yardstick, *, whole_case: bool) -> Accuracy:
+    """Runs the same with another row and compares.
+
+    Raises:
+        RowFailedError: the row fails.
+    """
+    differences: list[float] = []
+    labels: list[NDArray[np.uint8]] = []
+    for number, other in enumerate(against.outputs):
+        one = worker.output(number)
+        spread = float(np.std(other, dtype=np.float64)) or 1.0
+        square = np.mean(np.square(one - other, dtype=np.float64))
+        differences.append(float(np.sqrt(square)) / spread)
+        if not whole_case:
+            labels.append(read_windows(case.recipe, np.array(one[None])))
+    found = _read_case(worker, case) if whole_case else np.concatenate(labels)
+    overlap = None if case.recipe.task == "classification" else mean_dice(case.recipe, found, against.labels)
+    return Accuracy(overlap, agreement(found, against.labels), float(np.median(differences)))
+
+
+def _read_case(worker: Worker, case: BenchCase) -> NDArray[np.uint8]:
+    """The mask of the whole case, all its windows run by one row."""
+    sweep = case.sweep(worker.ready["output_shape"][0])
     for window, image in filled(sweep):
         sweep.accept(window, np.ascontiguousarray(worker.output(image)))
     mask = sweep.result().mask
     assert mask is not None
-    return Answer(outputs, mask)
+    return mask
 
 
 def read_windows(recipe: Recipe, outputs: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -88,20 +131,11 @@ def read_windows(recipe: Recipe, outputs: NDArray[np.float32]) -> NDArray[np.uin
     return masks
 
 
-def compare(recipe: Recipe, found: Answer, reference: Answer) -> Accuracy:
-    """One row's answer against the reference's."""
-    differences = []
-    for one, other in zip(found.outputs, reference.outputs, strict=True):
-        spread = float(np.std(other, dtype=np.float64)) or 1.0
-        differences.append(float(np.sqrt(np.mean((one.astype(np.float64) - other) ** 2))) / spread)
+def mean_dice(recipe: Recipe, found: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float | None:
+    """Mean Dice over the recipe's labels that either mask has; None where neither has any."""
     scores = []
-    if recipe.task != "classification":
-        for label in recipe.labels:
-            a, b = found.labels == label.index, reference.labels == label.index
-            if a.any() or b.any():
-                scores.append(dice(a, b))
-    return Accuracy(
-        float(np.mean(scores)) if scores else None,
-        agreement(found.labels, reference.labels),
-        float(np.median(differences)),
-    )
+    for label in recipe.labels:
+        a, b = found == label.index, reference == label.index
+        if a.any() or b.any():
+            scores.append(dice(a, b))
+    return float(np.mean(scores)) if scores else None

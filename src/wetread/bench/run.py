@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wetread.bench.accuracy import Accuracy, Answer, answer, compare
+from wetread.bench.accuracy import Accuracy, make_yardstick, measure_accuracy
 from wetread.bench.drive import RowFailedError, Timed, Worker, take_turns
 from wetread.bench.inputs import BenchCase, open_case
 from wetread.bench.rows import Bench, Row, machine, timing_figures
@@ -221,11 +221,7 @@ def run_rows(
                 problems[task.key] = str(error)
             report("start", number + 1, len(tasks))
         whole = _whole_case(workers, case, options)
-        answers = _answers(workers, case, len(inputs), whole, problems)
-        reference = next((key for key in _REFERENCES if key in answers), "")
-        found = {
-            key: compare(case.recipe, item, answers[reference]) for key, item in answers.items() if reference
-        }
+        reference, found = _accuracies(workers, case, (len(inputs), whole), folder, problems)
         for key, item in found.items():
             if key.endswith("float32") and item.output_difference > TOLERANCE:
                 problems[key] = (
@@ -280,17 +276,43 @@ def _whole_case(workers: Sequence[Worker], case: BenchCase, options: BenchOption
     return spent <= options.case_seconds
 
 
-def _answers(
-    workers: Sequence[Worker], case: BenchCase, windows: int, whole: bool, problems: dict[str, str]
-) -> dict[str, Answer]:
-    """What each row returns; rows that fail are noted in ``problems``."""
-    found: dict[str, Answer] = {}
-    for worker in workers:
+def _accuracies(
+    workers: Sequence[Worker],
+    case: BenchCase,
+    scope: tuple[int, bool],
+    folder: Path,
+    problems: dict[str, str],
+) -> tuple[str, dict[str, Accuracy]]:
+    """The float32 row that the others are compared with, and each row's accuracy.
+
+    Args:
+        workers: the rows.
+        case: what is read.
+        scope: number of timed windows, and whether the whole case is read.
+        folder: for the reference's outputs.
+        problems: rows that fail are noted here.
+    """
+    rows = {worker.task.key: worker for worker in workers}
+    windows, whole = scope
+    found: dict[str, Accuracy] = {}
+    yardstick, reference = None, ""
+    for key in [key for key in _REFERENCES if key in rows]:
         try:
-            found[worker.task.key] = answer(worker, case, windows, whole_case=whole)
+            yardstick = make_yardstick(
+                rows[key], case, windows, folder / f"outputs-{len(problems)}.npy", whole_case=whole
+            )
+            reference = key
+            break
         except RowFailedError as error:
-            problems[worker.task.key] = str(error)
-    return found
+            problems[key] = str(error)
+    for key, worker in rows.items():
+        if yardstick is None or key in problems:
+            continue
+        try:
+            found[key] = measure_accuracy(worker, case, yardstick, whole_case=whole)
+        except RowFailedError as error:
+            problems[key] = str(error)
+    return reference, found
 
 
 def _row(worker: Worker, timed: Timed, found: dict[str, Accuracy]) -> Row:
