@@ -36,17 +36,18 @@ def meshnet() -> Any:
 
 
 def supervised(n: Any) -> Any:
-    """DynUNet that returns the heads of deep supervision after its own output."""
+    """DynUNet that returns a further head after its own output, as training with deep supervision does."""
     import torch
 
     class Supervised(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             size = ((3, 3, 3, 3), (1, 2, 2, 2), (2, 2, 2))
-            self.inner = n.DynUNet(3, 1, 2, *size, filters=(8, 16, 16, 32), deep_supervision=True)
+            self.inner = n.DynUNet(3, 1, 2, *size, filters=(8, 16, 16, 32))
+            self.head = torch.nn.Conv3d(8, 2, 1)
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return self.inner(x), *self.inner.heads
+            return self.inner(x), self.head(self.inner.input_block(x))
 
     return Supervised()
 
