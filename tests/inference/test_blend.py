@@ -74,3 +74,26 @@ def test_memory_does_not_grow_with_the_number_of_planes(make_recipe, make_grid, 
         blender.accept(window, output)
         peak.append(blender.open_bytes)
     assert max(peak) == blender.peak_bytes <= 4 * 2 * plan.shape[0] * 30 * 30  # the bound in blend.py
+
+
+@pytest.mark.parametrize("shape", [(23, 20, 17), (9, 30, 11)])
+def test_a_floor_under_the_weights_equals_float64_and_is_a_partition_of_unity(make_recipe, make_grid, shape):
+    """Windows of 16 with sigma 2: almost every weight of the product lies below the floor at the faces."""
+    tiling = {"kind": "fitted", "last": "clamped", "window": [16, 16, 16], "stride": [8, 8, 8], "floor": 1e-3}
+    plan = plan_windows(make_recipe(tiling=tiling), make_grid(shape, (1, 1, 1), (0, 0, 0)))
+    outputs = np.random.default_rng(0).normal(size=(len(plan), 2, 16, 16, 16)).astype(np.float32)
+    expected, total = np.zeros((2, *(n + 32 for n in shape))), np.zeros([n + 32 for n in shape])
+    place = np.exp(-((np.arange(16) - 7.5) ** 2) / (2 * 2.0**2))
+    importance = np.maximum(place[:, None, None] * place[:, None] * place, 1e-3)
+    for window, output in zip(plan, outputs, strict=True):
+        box = tuple(slice(16 + start, 32 + start) for start in window.start)
+        expected[(slice(None), *box)] += importance * output
+        total[box] += importance
+    inner = tuple(slice(16, 16 + n) for n in shape)
+    expected = expected[(slice(None), *inner)] / total[inner]
+    result, _ = blended(plan, outputs, range(len(plan)))
+    assert np.abs(result - expected).max() < 2e-6  # float32 sums of at most 8 values of about 1
+    again, _ = blended(plan, outputs, np.random.default_rng(1).permutation(len(plan)))
+    assert np.array_equal(result, again)
+    ones, _ = blended(plan, np.ones_like(outputs), range(len(plan)))
+    assert np.abs(ones - 1).max() < 1e-6

@@ -299,7 +299,9 @@ def _decided(
         chain.notices.append(Notice("MASK_BROUGHT_BACK", text, f"{where}: postprocessing"))
     what, interpolation = inverted or ("probabilities", "linear")
     if interpolation == "nearest" and resampled:
-        text = "voxels that lie midway between two take the upper one; MONAI's choice there depends on rounding"
+        text = (
+            "voxels that lie midway between two take the upper one; MONAI's choice there depends on rounding"
+        )
         chain.notices.append(Notice("NEAREST_TIES", text, f"{where}: postprocessing"))
     active: Literal["softmax", "sigmoid", "none"] = "none"
     if activation == "softmax" or (activation is None and rule[0] == "argmax"):
