@@ -8,7 +8,6 @@ argmax, or for regions a sigmoid above 0.5, later regions over earlier ones; bac
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from wetread.build.importers.base import ImportOptions
+from wetread.build.importers.naming import LESION, private_label, slug
 from wetread.build.importers.nnunet_plans import DATASET, PLANS, Configuration, Folder
 from wetread.errors import Notice, RecipeError
 from wetread.recipe import (
     Channel,
     Clip,
-    Code,
     Crop,
     Label,
     MinMax,
@@ -44,15 +43,6 @@ _READERS = {
     "NibabelIOWithReorient": "SAR",
 }
 _ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
-_LESION = re.compile(
-    r"lesion|tumou?r|nodul|metasta|cancer|carcinom|neoplas|infarct|h(a?)emorrhag|plaque", re.IGNORECASE
-)
-_COLOURS = (
-    (220, 60, 40), (60, 140, 220), (70, 180, 90), (240, 180, 40), (150, 90, 200), (40, 180, 180),
-    (230, 120, 170), (150, 120, 80),
-)  # fmt: skip
-_CATEGORY = Code(value="309825002", scheme="SCT", meaning="Spatial and Relational Concept")
-_LESION_CATEGORY = Code(value="49755003", scheme="SCT", meaning="Morphologically Abnormal Structure")
 _PREDICTOR = "nnUNetPredictor: default"
 
 
@@ -110,7 +100,7 @@ def derive_recipe(folder: Folder, trained: Trained, options: ImportOptions) -> D
     lesions = any(label.lesion for label in labels)
     try:
         recipe = Recipe(
-            name=options.name or _slug(f"{folder.plan('dataset_name')}-{plan.name}"),
+            name=options.name or slug(f"{folder.plan('dataset_name')}-{plan.name}"),
             version=options.version,
             description=f"nnU-Net {folder.plan('dataset_name')}, {trained.trainer}, {plan.name}",
             task="lesions" if lesions else "segmentation",
@@ -401,7 +391,7 @@ def _labels(
         origins["labels"] = f"{DATASET}:labels"
     if not found or max(index for _, index, _ in found) > 255:
         raise RecipeError(f"{len(found)} labels up to 255 can be read, found {found}", where=where)
-    lesions = [name for name, _, _ in found if _LESION.search(name)]
+    lesions = [name for name, _, _ in found if LESION.search(name)]
     notices.append(
         Notice(
             "LABEL_CODES",
@@ -410,22 +400,4 @@ def _labels(
             where,
         )
     )
-    return tuple(_label(name, index, channel) for name, index, channel in found)
-
-
-def _label(name: str, index: int, channel: int) -> Label:
-    lesion = bool(_LESION.search(name))
-    short = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:16] or f"LABEL_{index}"
-    return Label(
-        index=index,
-        name=name[:64],
-        channels=(channel,),
-        category=_LESION_CATEGORY if lesion else _CATEGORY,
-        type=Code(value=short, scheme="99NNUNET", meaning=name[:64]),
-        color=_COLOURS[(index - 1) % len(_COLOURS)],
-        lesion=lesion,
-    )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
+    return tuple(private_label(name, index, channel, "99NNUNET") for name, index, channel in found)
