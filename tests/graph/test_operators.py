@@ -264,6 +264,31 @@ def test_others(name: str) -> None:
     check(model(op, inputs, fixed, **at), inputs)
 
 
+NEWER = {
+    "gelu": ("Gelu", [X], 20, {}),
+    "gelu by tanh": ("Gelu", [X], 20, {"approximate": "tanh"}),
+    "group norm": ("GroupNormalization", [X, rand(4), rand(4)], 21, {"num_groups": 2}),
+    "attention": ("Attention", [rand(2, 3, 4, 8), rand(2, 3, 5, 8), rand(2, 3, 5, 8)], 23, {}),
+    "masked attention": (
+        "Attention", [rand(2, 3, 4, 8), rand(2, 3, 5, 8), rand(2, 3, 5, 8), rand(2, 3, 4, 5)], 23, {"scale": 0.3},
+    ),
+    "rms norm": ("RMSNormalization", [X, rand(5)], 23, {"axis": -1}),
+    "swish": ("Swish", [X], 24, {"alpha": 0.5}),
+    "queries and keys": (
+        "Einsum", [rand(2, 3, 4, 5), rand(2, 3, 6, 5)], 13, {"equation": "blxd,blyd->blxy"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_what_passes_write_and_transformers_need(name: str) -> None:
+    op, inputs, opset, at = NEWER[name]
+    made = model(op, inputs, (), opset, **at)
+    check(made, inputs)
+    found = run_ours(made, inputs)
+    assert (found != found.astype(np.float32)).any()
+
+
 def test_split() -> None:
     inputs = [X, ints(1, 3)]
     check(_split(), inputs)

@@ -103,13 +103,6 @@ class Network:
             waiting.extend(n for v in dead.inputs if v is not None and (n := v.producer()) is not None)
             self.graph.remove(dead, safe=True)
 
-    def alias(self, old: ir.Value, new: ir.Value) -> bool:
-        """Lets every reader of `old` read the existing value `new`; False where `old` must keep its name."""
-        if old.is_graph_output():
-            return False
-        ir.convenience.replace_all_uses_with(old, new)
-        return True
-
 
 def constant(value: ir.Value | None, limit: int | None = None) -> np.ndarray | None:
     """The array of an initialiser or of a Constant node; None where the value is computed, or above `limit`."""
