@@ -42,7 +42,9 @@ class UNet(nn.Module):
         f = features
         self.features = f
         self.down = nn.ModuleList(
-            nn.ModuleList([ConvNorm(f[i - 1] if i else 1, f[i], 2 if i else 1, slope), ConvNorm(f[i], f[i], 1, slope)])
+            nn.ModuleList(
+                [ConvNorm(f[i - 1] if i else 1, f[i], 2 if i else 1, slope), ConvNorm(f[i], f[i], 1, slope)]
+            )
             for i in range(len(f))
         )
         self.up = nn.ModuleList(nn.ConvTranspose3d(f[i + 1], f[i], 2, 2) for i in range(len(f) - 1))
@@ -147,7 +149,9 @@ class Wiring:
     def add(self, name: str, run: Callable[[], None], flop: float, moved: float, kernel: str = "") -> None:
         self.plan.steps.append(Step(name, run, flop, moved, kernel))
 
-    def pick(self, name: str, variants: dict[str, Callable[[], None]], flop: float, moved: float, kernel: str) -> None:
+    def pick(
+        self, name: str, variants: dict[str, Callable[[], None]], flop: float, moved: float, kernel: str
+    ) -> None:
         """Adds the fastest of several launches that write the same."""
         if self.share is not None:
             for run in variants.values():
@@ -176,6 +180,10 @@ class Wiring:
         """As raw, where the step reads a raw tensor of the same shape: a second buffer."""
         return self.raw(*shape, dtype=torch.float16, key=(*shape, -1))
 
+    def ready(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of ready values; only family pairs wants a voxel at both ends of W."""
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
     def on_load(self, level: int) -> bool:
         """Whether the level's second convolution takes its input raw and normalises it as it loads."""
         f = self.model.features[level]
@@ -197,7 +205,10 @@ class Wiring:
         size_in, size = self.level(level - 1 if stride == 2 else level), self.level(level)
         co = module.conv.out_channels
         voxels = size[0] * size[1] * size[2] * self.batch
-        w, bias = module.conv.weight.detach(), None if module.conv.bias is None else module.conv.bias.detach().float()
+        w, bias = (
+            module.conv.weight.detach(),
+            None if module.conv.bias is None else module.conv.bias.detach().float(),
+        )
         # a constant added to a channel is taken away by its instance norm
         bias = None
         gamma, beta = module.norm.weight.detach().float(), module.norm.bias.detach().float()
@@ -214,23 +225,27 @@ class Wiring:
             return self.normalise(name, y, norm, raw)
         scale = None
         if self.dtype != torch.float16:
-            each = torch.cat([torch.full((t.shape[-1],), a.scale, device="cuda") for t, a in zip(x, inputs, strict=True)])
+            each = torch.cat(
+                [torch.full((t.shape[-1],), a.scale, device="cuda") for t, a in zip(x, inputs, strict=True)]
+            )
             q = weights.quantise(w, each, self.dtype)
             w, scale = q.weight, q.scale
-        problem = tune.Problem(self.batch, size_in, channels, co, str(self.dtype).removeprefix("torch."), stride)
+        problem = tune.Problem(
+            self.batch, size_in, channels, co, str(self.dtype).removeprefix("torch."), stride
+        )
         tile = self.tiles(problem)
         packed_w = tune.pack(w.to(self.dtype), channels, tile)
         text = f"{tile.family}{tile.shape}n{tile.bn}k{tile.bk}w{tile.warps}s{tile.stages}/{tile.splits}"
         if not problem.small and inputs[0].norm is not None:
             y = self.fresh(self.batch, *size, co)
             source, inverse = inputs[0], 1.0 / inputs[0].scale
-            ready = weights.padded((self.batch, *size, channels[0]), self.dtype)
+            act = self.ready((self.batch, *size, channels[0]), self.dtype)
             tile = self.tiles(problem)
             packed_w, bc = tune.pack(w.to(self.dtype), channels, tile), min(64, channels[0])
 
             def apart() -> None:
-                launch.norm_apply(x[0], source.norm, ready, inverse=inverse, rows=8192 // bc, warps=8)
-                launch.conv3d([ready], packed_w, y, tile, Epilogue(scale, sums=norm.sums))
+                launch.norm_apply(x[0], source.norm, act, inverse=inverse, rows=8192 // bc, warps=8)
+                launch.conv3d([act], packed_w, y, tile, Epilogue(scale, sums=norm.sums))
 
             on_load = partial(launch.conv3d, x, tune.pack(w.to(self.dtype), channels, tune.MARCH), y, tune.MARCH,
                               Epilogue(scale, sums=norm.sums), norm=source.norm, in_inverse=inverse)  # fmt: skip
@@ -246,7 +261,7 @@ class Wiring:
         y = parts if tile.splits > 1 else parts[0]
         self.add(f"{name} conv", lambda: launch.conv3d(x, packed_w, y, tile, Epilogue(scale), stride=stride),
                  flop, problem.bytes, text)  # fmt: skip
-        out = weights.padded((self.batch, *size, co), self.dtype)
+        out = self.ready((self.batch, *size, co), self.dtype)
         inverse = self.inverse(name)
         variants = {f"c{bc} w{w}": partial(launch.norm_reduce, parts, norm, out, inverse=inverse, bc=bc, warps=w)
                     for bc in (4, 8, 16) for w in (4, 8, 16)}  # fmt: skip
@@ -256,10 +271,11 @@ class Wiring:
     def normalise(self, name: str, y: torch.Tensor, norm: Norm, raw: bool) -> Act:
         if raw:
             return Act(y, 1.0 / self.inverse(name), norm)
-        out = weights.padded((y.shape[0], y.shape[1], y.shape[2], y.shape[3], y.shape[4]), self.dtype)
+        out = self.ready((y.shape[0], y.shape[1], y.shape[2], y.shape[3], y.shape[4]), self.dtype)
         inverse = self.inverse(name)
         bc = min(64, y.shape[-1])
-        variants = {f"{e} ×{loop} w{w}": partial(launch.norm_apply, y, norm, out, inverse=inverse, rows=e // bc, loop=loop,
+        variants = {f"{e} ×{loop} w{w}": partial(launch.norm_apply, y, norm, out, inverse=inverse, rows=e // bc,
+                    loop=loop,
                     warps=w) for e, loop, w in ((2048, 1, 4), (4096, 1, 4), (4096, 2, 4), (2048, 4, 4), (8192, 1, 8),
                     (4096, 1, 8))}  # fmt: skip
         self.pick(f"{name} norm", variants, 0, y.numel() * (2 + self.width), "norm_apply")
@@ -274,7 +290,7 @@ class Wiring:
             q = weights.quantise(w.transpose(0, 1), a.scale, self.dtype)
             packed, scale = weights.pack_up(q.weight.transpose(0, 1)), q.scale
         size = self.level(level)
-        out = weights.padded((self.batch, *size, co), self.dtype)
+        out = self.ready((self.batch, *size, co), self.dtype)
         inverse = self.inverse(name)
         bk = 1 << (c - 1).bit_length() if c <= 128 else 64
         variants = {}
@@ -291,7 +307,7 @@ class Wiring:
 
     def build(self) -> Plan:
         m, depth = self.model, len(self.model.features)
-        self.add("zero sums", lambda: self.sums.zero_(), 0, self.sums.numel() * 8)  # type: ignore[arg-type,return-value]
+        self.add("zero sums", self.sums.zero_, 0, self.sums.numel() * 8)
         a = Act(self.plan.source)
         skips = []
         for i in range(depth):
@@ -303,7 +319,7 @@ class Wiring:
             a = self.conv_norm([up, skips[i]], m.merge[i][0], i, raw=self.on_load(i))
             a = self.conv_norm([a], m.merge[i][1], i, raw=True)
         w, b = weights.pack_head(m.head.weight.detach().half()), m.head.bias.detach().float()
-        variants = {f"{r} ×{loop}": partial(launch.head, a.tensor, w, b, self.plan.result, norm=a.norm, rows=r, loop=loop)
-                    for r, loop in ((64, 1), (128, 1), (128, 4), (256, 1))}  # fmt: skip
+        variants = {f"{r} ×{loop}": partial(launch.head, a.tensor, w, b, self.plan.result, norm=a.norm, rows=r,
+                    loop=loop)                    for r, loop in ((64, 1), (128, 1), (128, 4), (256, 1))}  # fmt: skip
         self.pick("head", variants, 0, a.tensor.numel() * 2 + self.plan.result.numel() * 2, "head")
         return self.plan

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from network import Plan, UNet, Wiring, scales_of
 
-from wetread.kernels import tune
+from wetread.kernels import launch, tune
 from wetread.kernels.launch import Tile
 
 PEAK = {"float16": 989e12, "int8": 1979e12, "float8_e4m3fn": 1979e12}
@@ -49,8 +49,10 @@ def chooser(path: Path | None, used: dict[str, Any]) -> Callable[[tune.Problem],
                 p.batch, k[0], p.channels, p.co, p.dtype, p.stride).small == p.small), None)  # fmt: skip
             tiles = [tune.tile_from(b["tile"]) for b in like["best"]] if like else None
             rows[key] = tune.tune(p, tiles)[0]
-        used[str(p)] = rows[key]["tile"]
-        return tune.tile_from(rows[key]["tile"])
+        # the wiring's tensors have no voxel beside W, which pairs would need
+        best = next(b for b in (rows[key], *rows[key].get("best", [])) if b["tile"]["family"] != "pairs")
+        used[str(p)] = best["tile"]
+        return tune.tile_from(best["tile"])
 
     return choose
 
@@ -76,7 +78,9 @@ def interleaved(variants: dict[str, Callable[[], Any]], rounds: int = 30) -> dic
             end.synchronize()
             if r >= 5:
                 times[name].append(start.elapsed_time(end))
-    return {k: dict(zip(("q1", "ms", "q3"), statistics.quantiles(v, n=4), strict=True)) for k, v in times.items()}
+    return {
+        k: dict(zip(("q1", "ms", "q3"), statistics.quantiles(v, n=4), strict=True)) for k, v in times.items()
+    }
 
 
 def step_table(plan: Plan, dtype: str) -> list[dict[str, Any]]:
@@ -98,7 +102,9 @@ def show(rows: list[dict[str, Any]]) -> None:
           f"{sum(max(r['compute_floor_us'], r['memory_floor_us']) for r in rows):.1f} µs", flush=True)  # fmt: skip
 
 
-def warm(size: tuple[int, int, int], batch: int, kinds: list[str], tiles: Path | None, share: tuple[int, int]) -> None:
+def warm(
+    size: tuple[int, int, int], batch: int, kinds: list[str], tiles: Path | None, share: tuple[int, int]
+) -> None:
     """In a worker: compiles its share of the variants by launching them."""
     model = UNet().cuda().eval()
     scales = scales_of(model, torch.randn(batch, 1, *size, device="cuda"))
@@ -110,7 +116,10 @@ def warm(size: tuple[int, int, int], batch: int, kinds: list[str], tiles: Path |
 def warm_all(args: argparse.Namespace, size: tuple[int, int, int]) -> None:
     context = multiprocessing.get_context("spawn")
     n = args.processes
-    workers = [context.Process(target=warm, args=(size, args.batch, args.types, args.tiles, (i, n))) for i in range(n)]
+    workers = [
+        context.Process(target=warm, args=(size, args.batch, args.types, args.tiles, (i, n)))
+        for i in range(n)
+    ]
     for w in workers:
         w.start()
     for w in workers:
@@ -125,10 +134,14 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--apart", action="store_true", help="every norm a pass of its own")
+    parser.add_argument(
+        "--serial", action="store_true", help="no launch begins before the one before has ended"
+    )
     parser.add_argument("--processes", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     size = tuple(args.size)
+    launch.OVERLAP = not args.serial
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     model = UNet().cuda().eval()
@@ -173,13 +186,23 @@ def main() -> None:
     graphs = []
     for kind in args.types:
         before = torch.cuda.memory_allocated()
-        plan = Wiring(model, size, args.batch, getattr(torch, kind), chooser(args.tiles, used), scales,
-                      fuse=not args.apart).build()
+        plan = Wiring(
+            model,
+            size,
+            args.batch,
+            getattr(torch, kind),
+            chooser(args.tiles, used),
+            scales,
+            fuse=not args.apart,
+        ).build()
         plan.source.copy_(x[:, 0, ..., None])
         plan.result.fill_(float("nan"))
         plan.run()
         torch.cuda.synchronize()
-        rows[f"wetread {kind}"] = {"error": error(plan.result), "bytes": torch.cuda.memory_allocated() - before}
+        rows[f"wetread {kind}"] = {
+            "error": error(plan.result),
+            "bytes": torch.cuda.memory_allocated() - before,
+        }
         graph = captured(plan.run)
         plan.result.fill_(float("nan"))
         graph.replay()
@@ -191,9 +214,15 @@ def main() -> None:
     flop = sum(s.flop for s in next(iter(plans.values())).steps)
     for name, t in interleaved(variants).items():
         ms = t["ms"] / args.batch
-        rows[name] |= {**t, "ms_per_window": ms, "tflops": flop / args.batch / ms / 1e9, "samples_per_s": 1e3 / ms / WINDOWS}
+        rows[name] |= {
+            **t,
+            "ms_per_window": ms,
+            "tflops": flop / args.batch / ms / 1e9,
+            "samples_per_s": 1e3 / ms / WINDOWS,
+        }
         print(f"{name:18} {ms:7.3f} ms a window ({t['q1']:.3f}–{t['q3']:.3f})  {rows[name]['tflops']:6.0f} TFLOP/s  "
-              f"relative L2 {rows[name]['error']:.2e}  ~{rows[name]['samples_per_s']:.2f} samples/s (network alone, if 128³)",
+              f"relative L2 {rows[name]['error']:.2e}  ~{rows[name]['samples_per_s']:.2f} samples/s "
+              "(network alone, if 128³)",
               flush=True)  # fmt: skip
     steps = {}
     for kind, plan in plans.items():

@@ -93,7 +93,14 @@ def test_float8(tile):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "c", "co"),
-    [(3, 2, 1, 32, 64), (1, 1, 1, 32, 16), (3, 1, 2, 16, 16), (3, 2, 1, 7, 5), (5, 1, 1, 16, 16), (1, 2, 1, 16, 32)],
+    [
+        (3, 2, 1, 32, 64),
+        (1, 1, 1, 32, 16),
+        (3, 1, 2, 16, 16),
+        (3, 2, 1, 7, 5),
+        (5, 1, 1, 16, 16),
+        (1, 2, 1, 16, 32),
+    ],
 )
 def test_gather_any_kernel(kernel, stride, dilation, c, co):
     x = rand(2, 7, 6, 9, c)
@@ -142,6 +149,8 @@ def test_refusals():
     with pytest.raises(EngineError, match="zero voxel at both ends"):
         conv3d([x], [weights.pack_pairs(w)], y, Tile("pairs", (1, 4, 2), 32, 32))
     with pytest.raises(EngineError, match="stride 1"):
-        conv3d([x], [weights.pack_rows(w)], poisoned(1, 2, 2, 2, 16), Tile("taps", (1, 2, 2), 16, 16), stride=2)
+        conv3d(
+            [x], [weights.pack_rows(w)], poisoned(1, 2, 2, 2, 16), Tile("taps", (1, 2, 2), 16, 16), stride=2
+        )
     with pytest.raises(EngineError, match="C contiguous"):
         conv3d([x.transpose(3, 4)], [weights.pack_rows(w)], y, Tile("gather", (1, 1, 64), 16, 16))

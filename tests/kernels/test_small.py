@@ -65,7 +65,9 @@ def test_norm_apply(out, halo):
     if out == torch.int8:
         assert (y.double() - (r * inverse).clamp(-127, 127)).abs().max() <= 0.5 + 1e-3
     else:
-        assert error(y.float() / inverse, r) < (HALF if out == torch.float16 else 0.04 if DEVICE == "cuda" else 0.08)
+        assert error(y.float() / inverse, r) < (
+            HALF if out == torch.float16 else 0.04 if DEVICE == "cuda" else 0.08
+        )
     if halo:
         assert (store[:, :, :, 0].float() == 0).all() and (store[:, :, :, -1].float() == 0).all()
 
@@ -84,7 +86,9 @@ def test_norm_reduce(halo):
     parts = rand(3, 2, 3, 4, 5, 24, dtype=torch.float32) + 20.0
     n = a_norm(parts.sum(0))
     n = Norm(torch.full_like(n.sums, float("nan")), n.gamma, n.beta, n.eps, n.slope)
-    store = torch.zeros(2, 3, 4, 7, 24, dtype=torch.float16, device=DEVICE) if halo else poisoned(2, 3, 4, 5, 24)
+    store = (
+        torch.zeros(2, 3, 4, 7, 24, dtype=torch.float16, device=DEVICE) if halo else poisoned(2, 3, 4, 5, 24)
+    )
     y = store[:, :, :, 1:-1] if halo else store
     norm_reduce(parts, n, y)
     assert error(y, norm(parts.double().sum(0), n.gamma, n.beta, slope=0.01)) < HALF
@@ -106,7 +110,9 @@ def test_upconv(normed, halo, kind, bk, taps):
         in_inverse = 25.0 if normed else 1.0
         q = weights.quantise(w.transpose(0, 1), 1.0 / in_inverse, torch.int8)
         packed, scale = weights.pack_up(q.weight.transpose(0, 1)), q.scale
-    r = torch.nn.functional.conv_transpose3d(given.permute(0, 4, 1, 2, 3), w.double(), bias.double(), stride=2)
+    r = torch.nn.functional.conv_transpose3d(
+        given.permute(0, 4, 1, 2, 3), w.double(), bias.double(), stride=2
+    )
     r = r.permute(0, 2, 3, 4, 1)
     store = poisoned(2, 6, 8, 12 if halo else 10, co)
     y = store[:, :, :, 1:-1] if halo else store

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from wetread.errors import EngineError
 from wetread.kernels.weights import is_padded
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 Family = Literal["gather", "taps", "planes", "pairs", "march"]
 
 
@@ -78,6 +78,7 @@ class Epilogue:
 
 
 PLAIN = Epilogue()
+OVERLAP = True  # programmatic dependent launches; read at every launch
 
 
 def _types() -> dict[torch.dtype, Any]:
@@ -90,6 +91,12 @@ def _types() -> dict[torch.dtype, Any]:
         torch.int8: tl.int8,
         torch.float8_e4m3fn: tl.float8e4nv,
     }
+
+
+def _overlap() -> dict[str, bool]:
+    """Whether a launch may begin while the one before ends (Hopper and later); each waits before it reads."""
+    on = OVERLAP and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
+    return {"PDL": True, "launch_pdl": True} if on else {"PDL": False}
 
 
 def _accumulator(dtype: torch.dtype) -> Any:
@@ -105,14 +112,19 @@ def _require(condition: bool, what: str) -> None:
 
 def _channels_last(*tensors: Tensor) -> None:
     for t in tensors:
-        _require(t.ndim == 5 and t.stride(-1) == 1, f"[N, D, H, W, C] with C contiguous, found {tuple(t.shape)}")
+        _require(
+            t.ndim == 5 and t.stride(-1) == 1, f"[N, D, H, W, C] with C contiguous, found {tuple(t.shape)}"
+        )
 
 
 def _sums(sums: Tensor | None, like: Tensor) -> tuple[Tensor, int, int, int, bool]:
     """Pointer (any, where there is none), strides of N and of replicas, replicas, whether there are sums."""
     if sums is None:
         return like, 0, 0, 1, False
-    _require(sums.dtype == torch.float64 and sums.is_contiguous() and sums.ndim == 4, "sums are float64 [R, N, C, 2]")
+    _require(
+        sums.dtype == torch.float64 and sums.is_contiguous() and sums.ndim == 4,
+        "sums are float64 [R, N, C, 2]",
+    )
     return sums, sums.stride(1), sums.stride(0), sums.shape[0], True
 
 
@@ -151,7 +163,10 @@ def conv3d(
     """
     _channels_last(*x)
     one = tile.family == "march"
-    _require(len(weights) == (1 if one else len(x)) and 1 <= len(x) <= 2, "a weight tensor for each of 1 or 2 inputs")
+    _require(
+        len(weights) == (1 if one else len(x)) and 1 <= len(x) <= 2,
+        "a weight tensor for each of 1 or 2 inputs",
+    )
     kinds = {t.dtype for t in x} | ({w.dtype for w in weights} if norm is None else {torch.float16})
     _require(len(kinds) == 1, "inputs and weights of one type, or raw float16 inputs with a norm")
     _require(norm is None or (one and len(x) == 1), "a norm on load with march and one input alone")
@@ -167,7 +182,9 @@ def conv3d(
     if tile.family == "gather":
         _gather(x, weights, out, tile, epilogue, (kernel, stride, dilation, pad))
         return
-    _require(kernel == (3, 3, 3) and stride == 1 and dilation == 1, f"3×3×3 at stride 1 for family {tile.family}")
+    _require(
+        kernel == (3, 3, 3) and stride == 1 and dilation == 1, f"3×3×3 at stride 1 for family {tile.family}"
+    )
     if tile.family == "march":
         from wetread.kernels.hopper import march
 
@@ -218,7 +235,8 @@ def _gather(
         out.stride(0) if out.ndim == 6 else 0, sums_n, sums_r, co,
         C0=x[0].shape[-1], C1=last.shape[-1] if len(x) == 2 else 0, KD=kernel[0], KH=kernel[1], KW=kernel[2],
         S=stride, DIL=dilation, PAD=pad, BM=rows, BN=tile.bn, BK=tile.bk, ACC=_accumulator(x[0].dtype),
-        OUT=_types()[out.dtype], SPLITS=tile.splits, **constants, num_warps=tile.warps, num_stages=tile.stages,
+        OUT=_types()[out.dtype], SPLITS=tile.splits, **constants, **_overlap(), num_warps=tile.warps,
+        num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -228,7 +246,9 @@ def _descriptor(tensor: Tensor, block: Sequence[int]) -> Any:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
 
 
-def _taps(x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue) -> None:
+def _taps(
+    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue
+) -> None:
     from wetread.kernels.device.conv import taps
 
     y = out.flatten(0, 1) if out.ndim == 6 else out
@@ -243,7 +263,7 @@ def _taps(x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Til
         _descriptor(y, [1, *tile.shape, tile.bn]), *pointers, d, h, w, sums_n, sums_r, co, n,
         C0=x[0].shape[-1], C1=x[-1].shape[-1] if len(x) == 2 else 0, TD=tile.shape[0], TH=tile.shape[1],
         TW=tile.shape[2], BN=tile.bn, BK=tile.bk, ACC=_accumulator(x[0].dtype), OUT=_types()[out.dtype],
-        SPLITS=tile.splits, **constants, num_warps=tile.warps, num_stages=tile.stages,
+        SPLITS=tile.splits, **constants, **_overlap(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -251,7 +271,9 @@ def _tiles(size: Sequence[int], tile: Sequence[int]) -> int:
     return -(-size[0] // tile[0]) * -(-size[1] // tile[1]) * -(-size[2] // tile[2])
 
 
-def _planes(x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue) -> None:
+def _planes(
+    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue
+) -> None:
     from wetread.kernels.device.conv import planes
 
     pairs = tile.family == "pairs"
@@ -273,7 +295,7 @@ def _planes(x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: T
         _descriptor(y, [1, 1, *tile.shape[1:], tile.bn]), *pointers, d, h, w, sums_n, sums_r, co,
         C0=views[0].shape[-1], C1=views[-1].shape[-1] if len(x) == 2 else 0, TD=tile.shape[0], TH=tile.shape[1],
         TW=tile.shape[2], BN=tile.bn, BK=tile.bk, ACC=_accumulator(x[0].dtype), OUT=_types()[out.dtype],
-        PAIRS=pairs, **constants, num_warps=tile.warps, num_stages=tile.stages,
+        PAIRS=pairs, **constants, **_overlap(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -307,7 +329,8 @@ def conv_few(
     _channels_last(x, out)
     n, do, ho, wo, co = out.shape
     _require(
-        (do, ho, wo) == tuple((s - 1) // stride + 1 for s in x.shape[1:4]) and weight.shape[1] == co, "matching shapes"
+        (do, ho, wo) == tuple((s - 1) // stride + 1 for s in x.shape[1:4]) and weight.shape[1] == co,
+        "matching shapes",
     )
     pointers, constants, (sums_n, sums_r) = _common(epilogue, out)
     constants.pop("SCALED")
@@ -315,7 +338,7 @@ def conv_few(
         x, weight, out, *pointers, *x.shape[1:4], do, ho, wo, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, co,
         C=x.shape[-1], KD=kernel, KH=kernel, KW=kernel, S=stride, PAD=(kernel - 1) // 2, BM=rows, BN=bn,
         BK=weight.shape[0], OUT=_types()[out.dtype], BORDER=border,
-        ACROSS=border and across, **constants, num_warps=4,
+        ACROSS=border and across, **constants, **_overlap(), num_warps=4,
     )  # fmt: skip
 
 
@@ -341,11 +364,13 @@ def norm_apply(
     kernel[(-(-(d * h * (w + 2 * halo)) // (bv * loop)), n, -(-c // bc))](
         x, out, sums, norm.gamma, norm.beta, inverse, norm.eps, d * h * w, w, d * h, x.stride(0), x.stride(2),
         x.stride(3), out.stride(0), out.stride(2), out.stride(3), sums_n, sums_r, c, HALO=halo, BV=bv, BC=bc,
-        OUT=_types()[out.dtype], SLOPE=float(norm.slope), REPLICAS=replicas, LOOP=loop, num_warps=warps,
+        OUT=_types()[out.dtype], SLOPE=float(norm.slope), REPLICAS=replicas, LOOP=loop, **_overlap(), num_warps=warps,
     )  # fmt: skip
 
 
-def norm_reduce(parts: Tensor, norm: Norm, out: Tensor, *, inverse: float = 1.0, bc: int = 8, warps: int = 8) -> None:
+def norm_reduce(
+    parts: Tensor, norm: Norm, out: Tensor, *, inverse: float = 1.0, bc: int = 8, warps: int = 8
+) -> None:
     """Adds the parts [splits, N, D, H, W, C] of a split convolution, takes the statistics, normalises, activates.
 
     For volumes that a program holds in registers (up to 4096 voxels or so). `norm.sums` is not read.
@@ -361,7 +386,7 @@ def norm_reduce(parts: Tensor, norm: Norm, out: Tensor, *, inverse: float = 1.0,
     kernel[(-(-c // bc), n)](
         parts, out, norm.gamma, norm.beta, inverse, norm.eps, d * h * w, w, parts.stride(0), parts.stride(1),
         out.stride(0), out.stride(2), out.stride(3), c, SPLITS=splits, BV=triton.next_power_of_2(d * h * w), BC=bc,
-        OUT=_types()[out.dtype], SLOPE=float(norm.slope), num_warps=warps,
+        OUT=_types()[out.dtype], SLOPE=float(norm.slope), **_overlap(), num_warps=warps,
     )  # fmt: skip
 
 
@@ -392,13 +417,15 @@ def upconv(
     rows = t.shape[0] * t.shape[1] * t.shape[2]
     pointers, constants, _ = _common(epilogue, out)
     sums, sums_n, sums_r, replicas, _ = _sums(None if norm is None else norm.sums, x)
-    gamma, beta, eps, slope = (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
+    gamma, beta, eps, slope = (
+        (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
+    )
     kernel[(-(-2 * co // t.bn) * (4 // taps) * -(-(d * h * w) // rows), n)](
         x, weight, out, pointers[0], pointers[1], sums, gamma, beta, float(in_inverse), pointers[3], eps,
         d * h * w, d, h, w, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, C=c, CO=co, BM=rows,
         BN=t.bn, BK=t.bk, TAPS=taps, IN=_types()[weight.dtype], ACC=_accumulator(weight.dtype), OUT=_types()[out.dtype],
         NORM=norm is not None, IN_SLOPE=float(slope), SCALED=constants["SCALED"], BIASED=constants["BIASED"],
-        HALO=is_padded(out), REPLICAS=replicas, num_warps=t.warps, num_stages=t.stages,
+        HALO=is_padded(out), REPLICAS=replicas, **_overlap(), num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip
 
 
@@ -426,12 +453,17 @@ def head(
     n, d, h, w, c = x.shape
     k = bias.shape[0]
     _require(c & (c - 1) == 0 and weight.shape[0] == c and out.shape == (n, k, d, h, w), "matching shapes")
-    _require(patch is None or (n == 1 and patch.is_contiguous() and patch.shape == (d, h, w)), "a patch and one window")
+    _require(
+        patch is None or (n == 1 and patch.is_contiguous() and patch.shape == (d, h, w)),
+        "a patch and one window",
+    )
     sums, sums_n, sums_r, replicas, _ = _sums(None if norm is None else norm.sums, x)
-    gamma, beta, eps, slope = (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
+    gamma, beta, eps, slope = (
+        (x, x, 1.0, 1.0) if norm is None else (norm.gamma, norm.beta, norm.eps, norm.slope)
+    )
     kernel[(-(-(d * h * w) // (rows * loop)), n)](
         x, weight, bias, sums, gamma, beta, out, x if patch is None else patch, eps, d * h * w, d, h, w,
         *x.stride()[:4], out.stride(1), *out.stride()[2:], out.stride(0), sums_n, sums_r, C=c, K=k, BM=rows,
         BK=weight.shape[1], IN=_types()[weight.dtype], SLOPE=float(slope), NORM=norm is not None, SOFTMAX=softmax,
-        ADD=patch is not None, REPLICAS=replicas, LOOP=loop, num_warps=4,
+        ADD=patch is not None, REPLICAS=replicas, LOOP=loop, **_overlap(), num_warps=4,
     )  # fmt: skip

@@ -13,7 +13,7 @@ Descriptors return zero outside the tensor, which is the padding; stores outside
 import triton
 import triton.language as tl
 
-from wetread.kernels.device.epilogue import add_sums, finish, narrow, put
+from wetread.kernels.device.epilogue import add_sums, after_previous, finish, narrow, put
 
 
 @triton.jit
@@ -34,12 +34,16 @@ def gather_steps(
         at = base + d * xd + h * xh + w * xw
         if C % BK == 0:
             a = tl.load(x_ptr + at[:, None] + ks[None, :], mask=ok[:, None], other=0.0)
-            b = tl.load(w_ptr + (tap * CO + cols)[None, :] * C + ks[:, None], mask=cols_ok[None, :], other=0.0)
+            b = tl.load(
+                w_ptr + (tap * CO + cols)[None, :] * C + ks[:, None], mask=cols_ok[None, :], other=0.0
+            )
         else:
             k_ok = ks < C
             a = tl.load(x_ptr + at[:, None] + ks[None, :], mask=ok[:, None] & k_ok[None, :], other=0.0)
             b = tl.load(
-                w_ptr + (tap * CO + cols)[None, :] * C + ks[:, None], mask=cols_ok[None, :] & k_ok[:, None], other=0.0
+                w_ptr + (tap * CO + cols)[None, :] * C + ks[:, None],
+                mask=cols_ok[None, :] & k_ok[:, None],
+                other=0.0,
             )
         acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
     return acc
@@ -53,8 +57,10 @@ def gather(
     S: tl.constexpr, DIL: tl.constexpr, PAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SLOPE: tl.constexpr,
     STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Rows of a tile are voxels in storage order; grid (blocks of CO · tiles, batch, splits of K)."""
+    after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
@@ -114,8 +120,10 @@ def taps(
     C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
     BIASED: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """3×3×3, stride 1, pad 1: one load a tap. With splits, y is [SPLITS·N, D, H, W, CO] of float32."""
+    after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
     n = tl.program_id(1)
@@ -140,7 +148,9 @@ def taps(
         hi = (split + 1) * (n0 + n1) // SPLITS
         acc = taps_steps(acc, x0_desc, w0_desc, n, d0, h0, w0, c0, lo, tl.minimum(hi, n0), C0, BM, BN, BK)
         if C1 > 0:
-            acc = taps_steps(acc, x1_desc, w1_desc, n, d0, h0, w0, c0, tl.maximum(lo - n0, 0), hi - n0, C1, BM, BN, BK)
+            acc = taps_steps(
+                acc, x1_desc, w1_desc, n, d0, h0, w0, c0, tl.maximum(lo - n0, 0), hi - n0, C1, BM, BN, BK
+            )
     cols = c0 + tl.arange(0, BN)
     cols_ok = cols < CO
     y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED, BIASED, SLOPE)
@@ -153,7 +163,8 @@ def taps(
 
 
 @triton.jit
-def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexpr, KW: tl.constexpr, SHIFT: tl.constexpr,
+def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexpr, KW: tl.constexpr,
+                 SHIFT: tl.constexpr,
                  TD: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Adds all taps of one input: KW loads along W (3, or 1 where a row holds its neighbours)."""
     for it in range(steps):
@@ -179,8 +190,10 @@ def planes(
     C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
     BIASED: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, PAIRS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """3×3×3, stride 1, pad 1. With PAIRS a row is two neighbours along W: W counts pairs, CO is doubled."""
+    after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
     n = tl.program_id(1)
@@ -197,11 +210,15 @@ def planes(
     NK0: tl.constexpr = (C0 + BK - 1) // BK
     NK1: tl.constexpr = (C1 + BK - 1) // BK
     accs = ()
-    for o in tl.static_range(TD):
+    for _ in tl.static_range(TD):
         accs = accs + (tl.zeros((M, BN), dtype=ACC),)
-    accs = planes_steps(accs, x0_desc, w0_desc, n, d0, h0, w0, c0, 3 * KW * NK0, NK0, KW, SHIFT, TD, M, BN, BK, ACC)
+    accs = planes_steps(
+        accs, x0_desc, w0_desc, n, d0, h0, w0, c0, 3 * KW * NK0, NK0, KW, SHIFT, TD, M, BN, BK, ACC
+    )
     if C1 > 0:
-        accs = planes_steps(accs, x1_desc, w1_desc, n, d0, h0, w0, c0, 3 * KW * NK1, NK1, KW, SHIFT, TD, M, BN, BK, ACC)
+        accs = planes_steps(
+            accs, x1_desc, w1_desc, n, d0, h0, w0, c0, 3 * KW * NK1, NK1, KW, SHIFT, TD, M, BN, BK, ACC
+        )
     cols = c0 + tl.arange(0, BN)
     cols_ok = cols < CO
     channels = cols % (CO // 2) if PAIRS else cols

@@ -5,13 +5,23 @@ import triton.language as tl
 
 
 @triton.jit
+def after_previous(PDL: tl.constexpr):
+    """Waits for the launch before; the launch after may take its place already (programmatic dependent launch)."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def put(items, at: tl.constexpr, value):
     """The tuple with one item replaced (Triton's tuples are values)."""
     return items[:at] + (value,) + items[at + 1 :]
 
 
 @triton.jit
-def finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED: tl.constexpr, BIASED: tl.constexpr, SLOPE: tl.constexpr):
+def finish(
+    acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED: tl.constexpr, BIASED: tl.constexpr, SLOPE: tl.constexpr
+):
     """Float32 value of an accumulator: per-channel scale, bias, leaky ReLU (SLOPE 1 is none)."""
     y = acc.to(tl.float32)
     if SCALED:
@@ -25,14 +35,14 @@ def finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED: tl.constexpr, BIASED
 
 @triton.jit
 def narrow(y, inverse, OUT: tl.constexpr):
-    """y in the type OUT; 8-bit types hold y * inverse, rounded half to even (int8) and saturated."""
+    """Gives y in the type OUT; 8-bit types hold y * inverse, rounded half to even (int8) and saturated."""
     if OUT == tl.int8:
         z = y * inverse
         z = tl.minimum(tl.maximum(z, -127.0), 127.0)
         # adding 1.5 * 2**23 leaves the nearest integer, ties to even, in the low bits of the mantissa
         bits = (z + 12582912.0).to(tl.int32, bitcast=True)
         return (bits - 0x4B400000).to(tl.int8)
-    elif OUT == tl.float8e4nv:
+    elif OUT == tl.float8e4nv:  # noqa: RET505 - the branches not taken must not be compiled
         return tl.minimum(tl.maximum(y * inverse, -448.0), 448.0).to(OUT)
     else:
         return y.to(OUT)

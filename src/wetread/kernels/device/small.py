@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from wetread.kernels.device.epilogue import add_sums, finish, narrow, read_norm
+from wetread.kernels.device.epilogue import add_sums, after_previous, finish, narrow, read_norm
 
 
 @triton.jit
@@ -14,11 +14,13 @@ def few(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, OUT: tl.constexpr, BIASED: tl.constexpr,
     SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, BORDER: tl.constexpr,
     ACROSS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolution of few channels: all taps and channels at once as one K of BK (first layer).
 
     With BORDER, x lies in a volume with PAD zero voxels on every side, and nothing is masked but the rows.
     """
+    after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
@@ -68,8 +70,10 @@ def norm_apply(
     W, ROWS, xn, xr, xw, yn, yr, yw, sums_n, sums_r, C,
     HALO: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr, OUT: tl.constexpr, SLOPE: tl.constexpr,
     REPLICAS: tl.constexpr, LOOP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Normalise, leaky ReLU, quantise. y's rows (all W of one d, h) may have a zero voxel at both ends."""
+    after_previous(PDL)
     n = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(2) * BC + tl.arange(0, BC)
     cols_ok = cols < C
@@ -99,8 +103,10 @@ def norm_apply(
 def norm_reduce(
     p_ptr, y_ptr, gamma_ptr, beta_ptr, inverse, eps, V, W, part, pn, yn, yr, yw, C,
     SPLITS: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr, OUT: tl.constexpr, SLOPE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of a split product [SPLITS, N, V, C], then normalises: a whole small volume at once."""
+    after_previous(PDL)
     n = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * BC + tl.arange(0, BC)
     v = tl.arange(0, BV)
@@ -123,7 +129,9 @@ def norm_reduce(
 
 
 @triton.jit
-def up_input(at, ks, k_ok, row_ok, m, s, in_inverse, IN: tl.constexpr, NORM: tl.constexpr, IN_SLOPE: tl.constexpr):
+def up_input(
+    at, ks, k_ok, row_ok, m, s, in_inverse, IN: tl.constexpr, NORM: tl.constexpr, IN_SLOPE: tl.constexpr
+):
     """A tile of the input, normalised and activated where asked."""
     a = tl.load(at[:, None] + ks[None, :], mask=row_ok[:, None] & k_ok[None, :], other=0.0)
     if NORM:
@@ -141,12 +149,14 @@ def upconv(
     C: tl.constexpr, CO: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TAPS: tl.constexpr,
     IN: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, NORM: tl.constexpr, IN_SLOPE: tl.constexpr,
     SCALED: tl.constexpr, BIASED: tl.constexpr, HALO: tl.constexpr, REPLICAS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Transposed convolution 2×2×2, stride 2: a product [voxels, C] × [C, 8·CO], stored scattered.
 
-    A program makes TAPS of the four (kd, kh) of its voxels, each with both kw; where C ≤ BK it loads them once. With NORM the
-    input is normalised, activated and cast to IN as it is loaded.
+    A program makes TAPS of the four (kd, kh) of its voxels, each with both kw; where C ≤ BK it loads them
+    once. With NORM the input is normalised, activated and cast to IN as it is loaded.
     """
+    after_previous(PDL)
     NB: tl.constexpr = (2 * CO + BN - 1) // BN
     GROUPS: tl.constexpr = 4 // TAPS
     pid = tl.program_id(0)
@@ -167,7 +177,9 @@ def upconv(
         k_ok = ks < C
         m, s = in_inverse, in_inverse
         if NORM:
-            m, s = read_norm(sums_ptr + n * sums_n, gamma_ptr, beta_ptr, ks, k_ok, sums_r, voxels, eps, REPLICAS)
+            m, s = read_norm(
+                sums_ptr + n * sums_n, gamma_ptr, beta_ptr, ks, k_ok, sums_r, voxels, eps, REPLICAS
+            )
         a = up_input(at, ks, k_ok, row_ok, m, s, in_inverse, IN, NORM, IN_SLOPE)
     for t in range(TAPS):
         tap = pid % GROUPS * TAPS + t
@@ -206,8 +218,10 @@ def head(
     D, H, W, xn, xd, xh, xw, yk, yd, yh, yw, yn, sums_n, sums_r,
     C: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, IN: tl.constexpr, SLOPE: tl.constexpr,
     NORM: tl.constexpr, SOFTMAX: tl.constexpr, ADD: tl.constexpr, REPLICAS: tl.constexpr, LOOP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Normalise, activate, 1×1×1 convolution to K classes; softmax; weighting and adding into a volume."""
+    after_previous(PDL)
     n = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, C)
     k = tl.arange(0, BK)

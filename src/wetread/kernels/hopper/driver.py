@@ -32,13 +32,17 @@ class TensorMap(ctypes.Structure):
 def _nvrtc() -> ctypes.CDLL:
     names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
     folders = [Path(p) / "nvidia" for p in sys.path]
-    names += [str(f) for folder in folders if folder.is_dir() for f in sorted(folder.glob("*/lib/libnvrtc.so.1*"))]
+    names += [
+        str(f) for folder in folders if folder.is_dir() for f in sorted(folder.glob("*/lib/libnvrtc.so.1*"))
+    ]
     for name in names:
         try:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise EngineUnavailableError("CUDA's run-time compiler (libnvrtc) was not found", todo="install torch built for CUDA")
+    raise EngineUnavailableError(
+        "CUDA's run-time compiler (libnvrtc) was not found", todo="install torch built for CUDA"
+    )
 
 
 @cache
@@ -46,7 +50,9 @@ def _cuda() -> ctypes.CDLL:
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise EngineUnavailableError("CUDA's driver (libcuda.so.1) was not found", todo="install it") from error
+        raise EngineUnavailableError(
+            "CUDA's driver (libcuda.so.1) was not found", todo="install it"
+        ) from error
 
 
 def _check(result: int, what: str) -> None:
@@ -86,7 +92,9 @@ def load(cubin: bytes, name: str, shared_bytes: int) -> ctypes.c_void_p:
     torch.cuda.current_stream()  # torch's context exists and is current
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _check(_cuda().cuModuleLoadData(ctypes.byref(module), cubin), "loading a kernel")
-    _check(_cuda().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"finding kernel {name}")
+    _check(
+        _cuda().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"finding kernel {name}"
+    )
     _check(_cuda().cuFuncSetAttribute(function, _MAX_SHARED, shared_bytes), "asking for shared memory")
     return function
 
@@ -101,7 +109,9 @@ def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int) -> Tensor
     at = (ctypes.addressof(storage) + 63) & ~63
     rank = tensor.ndim
     sizes = (ctypes.c_uint64 * rank)(*reversed(tensor.shape))
-    strides = (ctypes.c_uint64 * (rank - 1))(*(s * tensor.element_size() for s in reversed(tensor.stride()[:-1])))
+    strides = (ctypes.c_uint64 * (rank - 1))(
+        *(s * tensor.element_size() for s in reversed(tensor.stride()[:-1]))
+    )
     boxes = (ctypes.c_uint32 * rank)(*reversed(list(box)))
     ones = (ctypes.c_uint32 * rank)(*([1] * rank))
     _check(
@@ -114,12 +124,37 @@ def tensor_map(tensor: torch.Tensor, box: Sequence[int], swizzle: int) -> Tensor
     return TensorMap.from_buffer_copy((ctypes.c_char * 128).from_address(at))
 
 
-def launch(function: ctypes.c_void_p, grid: int, threads: int, shared_bytes: int, arguments: Sequence[Any]) -> None:
-    """Launches on torch's current stream; arguments are ctypes values, or tensors for their pointers."""
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute; 6 is programmatic stream serialisation."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+def launch(
+    function: ctypes.c_void_p, grid: int, threads: int, shared_bytes: int, arguments: Sequence[Any]
+) -> None:
+    """Launches on torch's current stream; arguments are ctypes values, or tensors for their pointers.
+
+    The kernel may begin while the launch before it ends, and waits for it itself (griddepcontrol.wait).
+    """
     values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    _check(
-        _cuda().cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, shared_bytes, stream, pointers, None),
-        "launching a kernel",
+    early = _Attribute(6, 0, (ctypes.c_int * 16)(1))
+    config = _Config(
+        (grid, 1, 1),
+        (threads, 1, 1),
+        shared_bytes,
+        torch.cuda.current_stream().cuda_stream,
+        ctypes.pointer(early),
+        1,
     )
+    _check(_cuda().cuLaunchKernelEx(ctypes.byref(config), function, pointers, None), "launching a kernel")

@@ -7,7 +7,7 @@
 // complete and leaves; the accumulators move up by one. So activations are loaded from L2 1.27 times instead of
 // 27, and N = 96 asks less of shared memory than the tensor core takes to compute.
 //
-// All weights of the block stay in shared memory. One warp loads planes through tensor maps (outside the tensor
+// All weights of the block stay in shared memory, or, with STREAM, arrive with each chunk of a plane. One warp loads planes through tensor maps (outside the tensor
 // they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each. Where a plane is one chunk, one
 // warpgroup stores while the other computes; where it is several, each stores its last plane while the tensor cores
 // work on the next (measured: each way is slower in the other case).
@@ -19,7 +19,11 @@
 // Set from outside: KIND (0 float16, 1 int8, 2 float8 e4m3), S (bytes of a voxel in a chunk of channels: 32, 64 or
 // 128, the swizzle's width), CHUNKS (chunks of both inputs), CHUNKS0 (of the first), STAGES, SCALED, BIASED,
 // LEAKY, STATS, NORM, RAWS (raw planes in
-// flight, 8 bits only); and WGMMA, the instruction with its 48 registers.
+// flight, 8 bits only), STREAM; and WGMMA, the instruction with its 48 registers.
+
+#if STREAM && NORM
+#error "weights that arrive with the planes and a norm on load are not made for one another"
+#endif
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -39,7 +43,8 @@ constexpr int EDGE = 18;                                     // 16 outputs and a
 constexpr int PLANE = EDGE * EDGE * S;                       // bytes that arrive
 constexpr int STAGE = (PLANE + 1023) / 1024 * 1024;
 constexpr int TAP = 96 * S;                                  // bytes of one (kh, kw): 3 depth taps x 32 outputs
-constexpr int WEIGHTS = 9 * CHUNKS * TAP;
+constexpr int WEIGHTS = STREAM ? 0 : 9 * CHUNKS * TAP;      // that stay
+constexpr int HELD = STAGE + (STREAM ? 9 * TAP : 0);         // of one stage
 constexpr int KSTEPS = S / 32;                               // one instruction takes 32 bytes of K
 constexpr int CH = S / (KIND == 0 ? 2 : 1);                  // channels of a chunk
 constexpr bool APART = NORM && KIND != 0;                    // raw planes have a ring of their own
@@ -158,7 +163,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       int length, i64 yn, i64 yd, i64 yh, i64 yw, i64 sums_n, i64 sums_r, int replicas, const Source source) {
   extern __shared__ unsigned char raw[];
   const u32 start = ((u32)__cvta_generic_to_shared(raw) + 1023) & ~1023u;
-  const u32 weights = start + STAGES * STAGE;
+  const u32 weights = start + STAGES * HELD;
   const u32 raws = weights + (WEIGHTS + 1023) / 1024 * 1024;
   const u32 full = raws + RAW_RING * RAW_STAGE, empty = full + 8 * STAGES, ready = empty + 8 * STAGES;
   const u32 came = ready + 8, left = came + 8 * 16;           // raw planes: arrived, and read
@@ -180,6 +185,13 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
     barrier_init(ready, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
+  __syncthreads();
+  if (threadIdx.x == 256) {                                   // weights depend on no launch before
+    barrier_expect(ready, WEIGHTS);
+    for (int i = 0; i < (STREAM ? 0 : 9 * CHUNKS); i++)
+      load_rows(weights + i * TAP, &wmap, ready, 0, (cb * 9 * CHUNKS + i) * 96);
+  }
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
   if (NORM && threadIdx.x < CHUNKS * CH) {
     const int c = threadIdx.x;
     double total = 0, square = 0;
@@ -200,9 +212,6 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
   if (warp >= 8) {                                            // the warps that load and normalise
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(!NORM ? 40 : CHUNKS > 1 ? 56 : 80));
     if (warp == 8 && lane == 0) {
-      barrier_expect(ready, WEIGHTS);
-      for (int i = 0; i < 9 * CHUNKS; i++)
-        load_rows(weights + i * TAP, &wmap, ready, 0, (cb * 9 * CHUNKS + i) * 96);
       int stage = 0;
       u32 phase = 1;
       constexpr int RING = APART ? RAWS : STAGES;
@@ -210,9 +219,12 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       for (int p = 0; p < planes; p++)
         for (int c = 0; c < CHUNKS; c++) {
           barrier_wait(free + 8 * stage, phase);
-          barrier_expect(arrived + 8 * stage, APART ? RAW_PLANE : PLANE);
+          barrier_expect(arrived + 8 * stage, (APART ? RAW_PLANE : PLANE) + (STREAM ? 9 * TAP : 0));
+          if (STREAM)
+            for (int i = 0; i < 9; i++)
+              load_rows(start + stage * HELD + STAGE + i * TAP, &wmap, full + 8 * stage, 0, ((cb * CHUNKS + c) * 9 + i) * 96);
           const bool first = c < CHUNKS0;
-          load_plane(to + stage * (APART ? RAW_STAGE : STAGE), first ? &x0 : &x1, arrived + 8 * stage,
+          load_plane(to + stage * (APART ? RAW_STAGE : HELD), first ? &x0 : &x1, arrived + 8 * stage,
                      (first ? c : c - CHUNKS0) * CH, w0 - 1, h0 - 1, d0 + p - 1, n);
           if (++stage == RING) { stage = 0; phase ^= 1; }
         }
@@ -248,7 +260,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
             const int h = h0 - 1 + v / EDGE, w = w0 - 1 + v % EDGE;
             const bool inside = d >= 0 && d < D && h >= 0 && h < H && w >= 0 && w < W;
             // the swizzle: 16-byte places are exchanged by the row's bits of the address
-            const u32 at = start + stage * STAGE + v * S;
+            const u32 at = start + stage * HELD + v * S;
             const u32 to = at + ((lane_part ^ (at >> 7 & (S / 16 - 1))) << 4);
             uint4 out = make_uint4(0, 0, 0, 0);
             if (inside) {
@@ -348,8 +360,8 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
         hold(acc[0]);
         hold(acc[1]);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        const u64 a = describe(start + stage * STAGE + group * 8 * EDGE * S, EDGE * S);
-        const u64 b = describe(weights + c * 9 * TAP, 8 * S);
+        const u64 a = describe(start + stage * HELD + group * 8 * EDGE * S, EDGE * S);
+        const u64 b = describe(STREAM ? start + stage * HELD + STAGE : weights + c * 9 * TAP, 8 * S);
 #pragma unroll
         for (int tap = 0; tap < 9; tap++)
 #pragma unroll

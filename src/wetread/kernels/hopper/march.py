@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
 from wetread.kernels.hopper import driver
 from wetread.kernels.launch import Epilogue, Norm
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 COLUMN, OUTPUTS, EDGE = 16, 32, 18
 SHARED_BYTES = 232_448  # the most a block may have on Hopper
 _INSTRUCTIONS = {
@@ -40,29 +42,41 @@ def raws(channels: Sequence[int], dtype: torch.dtype, norm: bool) -> int:
     return 3 if chunk_bytes(channels, dtype) <= 32 else 2
 
 
-def stages(channels: Sequence[int], dtype: torch.dtype, norm: bool = False) -> int:
-    """Planes in flight beside the resident weights; below 2 the kernel does not fit."""
-    s = chunk_bytes(channels, dtype)
-    if s == 0 or (norm and len(channels) > 1):
-        return 0
-    width = torch.empty(0, dtype=dtype).element_size()
-    fixed = 1024 + 1024 + 1024 + 27 * OUTPUTS * sum(channels) * width  # alignment twice, barriers and table
-    fixed += raws(channels, dtype, norm) * _stage_bytes(s * 2 // width)
-    return min(6, (SHARED_BYTES - fixed) // _stage_bytes(s))
+@dataclass(frozen=True)
+class Layout:
+    """What lies in a block's shared memory.
+
+    Attributes:
+        stages: planes in flight; below 2 the kernel does not fit.
+        stream: weights arrive with each chunk of a plane (else they stay).
+        bytes: of dynamic shared memory.
+    """
+
+    stages: int
+    stream: bool
+    bytes: int
 
 
-def shared_bytes(channels: Sequence[int], dtype: torch.dtype, norm: bool) -> int:
-    """Shared memory of a block."""
+def layout(channels: Sequence[int], dtype: torch.dtype, norm: bool = False) -> Layout:
+    """Resident weights where two planes fit beside them, else streamed ones."""
     s = chunk_bytes(channels, dtype)
+    if s == 0 or (norm and (len(channels) > 1 or sum(channels) > 64)):
+        return Layout(0, False, 0)
     width = torch.empty(0, dtype=dtype).element_size()
-    ring = stages(channels, dtype, norm) * _stage_bytes(s) + raws(channels, dtype, norm) * _stage_bytes(s * 2 // width)
-    return 3072 + ring + 27 * OUTPUTS * sum(channels) * width
+    # alignment twice, barriers and the norm's table
+    fixed = 3 * 1024 + raws(channels, dtype, norm) * _stage_bytes(s * 2 // width)
+    resident = 27 * OUTPUTS * sum(channels) * width
+    count = min(6, (SHARED_BYTES - fixed - resident) // _stage_bytes(s))
+    if count >= 2:
+        return Layout(count, False, fixed + resident + count * _stage_bytes(s))
+    held = _stage_bytes(s) + 27 * OUTPUTS * s
+    count = 0 if norm else min(6, (SHARED_BYTES - fixed) // held)
+    return Layout(count, True, fixed + count * held)
 
 
 def applies(channels: Sequence[int], co: int, dtype: torch.dtype, norm: bool = False) -> bool:
-    """Whether the layer fits: 32 outputs' weights and two planes in shared memory; a norm needs one input of ≤ 64."""
-    fits = co % OUTPUTS == 0 and dtype in _KINDS and stages(channels, dtype, norm) >= 2
-    return fits and (not norm or sum(channels) <= 64)
+    """Whether the layer fits; a norm on load needs one input of at most 64 channels."""
+    return co % OUTPUTS == 0 and dtype in _KINDS and layout(channels, dtype, norm).stages >= 2
 
 
 class _Source(ctypes.Structure):
@@ -100,11 +114,13 @@ def source(dtype: torch.dtype) -> str:
 
 def defines(channels: Sequence[int], dtype: torch.dtype, epilogue: Epilogue, norm: bool = False) -> list[str]:
     """Constants of one layer."""
-    s = chunk_bytes(channels, dtype)
+    s, placed = chunk_bytes(channels, dtype), layout(channels, dtype, norm)
     width = torch.empty(0, dtype=dtype).element_size()
     return [
-        f"KIND={_KINDS[dtype]}", f"S={s}", f"CHUNKS={sum(channels) * width // s}", f"CHUNKS0={channels[0] * width // s}",
-        f"STAGES={stages(channels, dtype, norm)}", f"SCALED={int(epilogue.scale is not None)}", f"BIASED={int(epilogue.bias is not None)}",
+        f"KIND={_KINDS[dtype]}", f"S={s}", f"CHUNKS={sum(channels) * width // s}",
+        f"CHUNKS0={channels[0] * width // s}",
+        f"STAGES={placed.stages}", f"STREAM={int(placed.stream)}", f"SCALED={int(epilogue.scale is not None)}",
+        f"BIASED={int(epilogue.bias is not None)}",
         f"LEAKY={int(epilogue.slope != 1.0)}", f"STATS={int(epilogue.sums is not None)}",
         f"NORM={int(norm)}", f"RAWS={raws(channels, dtype, norm)}",
     ]  # fmt: skip
@@ -117,6 +133,7 @@ def _function(dtype: torch.dtype, constants: tuple[str, ...], shared: int) -> ct
 
 def segments(columns: int, depth: int, processors: int) -> int:
     """Parts into which D is cut, so that the fewest planes lie on the busiest multiprocessor."""
+
     def planes(parts: int) -> int:
         return -(-columns * parts // processors) * (-(-depth // parts) + 2)
 
@@ -132,10 +149,12 @@ def conv3d_march(
     channels = [t.shape[-1] for t in x]
     n, d, h, w, co = out.shape
     s, normed = chunk_bytes(channels, dtype), norm is not None
-    shared = shared_bytes(channels, dtype, normed)
+    shared = layout(channels, dtype, normed).bytes
     function = _function(dtype, tuple(defines(channels, dtype, epilogue, normed)), shared)
     step = s // weight.element_size()
-    maps = [driver.tensor_map(t, (1, 1, EDGE, EDGE, step), s if t.dtype == dtype else 0) for t in (x[0], x[-1])]
+    maps = [
+        driver.tensor_map(t, (1, 1, EDGE, EDGE, step), s if t.dtype == dtype else 0) for t in (x[0], x[-1])
+    ]
     rows, columns = -(-h // COLUMN), -(-w // COLUMN)
     processors = torch.cuda.get_device_properties(x[0].device).multi_processor_count
     blocks = n * rows * columns * (co // OUTPUTS)

@@ -1,0 +1,83 @@
+"""Compiles every Triton kernel for one architecture, without a device (python targets.py 90); prints what it did."""
+
+from __future__ import annotations
+
+import sys
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from wetread.kernels.device import conv, small
+
+FLOATS = {"inverse", "in_inverse", "eps"}
+EPILOGUE = {"OUT": tl.float16, "SLOPE": 1.0, "REPLICAS": 8, "PDL": False}
+FULL = {**EPILOGUE, "SCALED": True, "BIASED": True, "STATS": True}
+TRITON_TYPES = {
+    "fp16": (tl.float16, tl.float32),
+    "i8": (tl.int8, tl.int32),
+    "fp8e4nv": (tl.float8e4nv, tl.float32),
+}
+
+
+def build(kernel, constants, arch, kind="fp16", descriptors=None, warps=4):
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in (descriptors or {}):
+            signature[name] = f"tensordesc<{descriptors[name]}>"
+        elif name.endswith("_ptr"):
+            wide = name[:-4] in ("scale", "bias", "gamma", "beta", "patch")
+            eight = kind if name[:-4] in ("x", "x0", "x1", "w", "w0", "w1") else "fp16"
+            signature[name] = "*fp64" if name == "sums_ptr" else "*fp32" if wide else f"*{eight}"
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+    source = ASTSource(kernel, signature, constexprs=constants)
+    triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": 2})
+    print(kernel.fn.__name__, kind, f"sm_{arch}")
+
+
+def main(arch: int) -> None:
+    for kind in ("fp16", "i8", *(("fp8e4nv",) if arch >= 89 else ())):
+        acc = TRITON_TYPES[kind][1]
+        shape = {"C0": 64, "C1": 32, "BN": 64, "BK": 32, "ACC": acc}
+        boxes = {f"w{i}_desc": f"{kind}[1,64,32]" for i in (0, 1)}
+        taps = {
+            **boxes,
+            **{f"x{i}_desc": f"{kind}[1,2,4,8,32]" for i in (0, 1)},
+            "y_desc": "fp16[1,2,4,8,64]",
+        }
+        planes = {
+            **boxes,
+            **{f"x{i}_desc": f"{kind}[1,1,8,8,32]" for i in (0, 1)},
+            "y_desc": "fp16[1,1,8,8,64]",
+        }
+        build(conv.gather, {**shape, **FULL, "KD": 3, "KH": 3, "KW": 3, "S": 2, "DIL": 1, "PAD": 1, "BM": 64,
+              "SPLITS": 1}, arch, kind)  # fmt: skip
+        build(conv.taps, {**shape, **FULL, "TD": 2, "TH": 4, "TW": 8, "SPLITS": 1}, arch, kind, taps)
+        build(conv.planes, {**shape, **FULL, "TD": 2, "TH": 8, "TW": 8, "PAIRS": False}, arch, kind, planes)
+        up = {k: v for k, v in FULL.items() if k not in ("STATS", "SLOPE")}
+        build(small.upconv, {**up, "C": 64, "CO": 32, "BM": 64, "BN": 64, "BK": 64, "TAPS": 4, "ACC": acc,
+              "IN": TRITON_TYPES[kind][0], "NORM": True, "IN_SLOPE": 0.01, "HALO": False},
+              arch, kind)  # fmt: skip
+        build(
+            small.norm_apply,
+            {**EPILOGUE, "OUT": TRITON_TYPES[kind][0], "HALO": 0, "BV": 64, "BC": 32, "LOOP": 1},
+            arch,
+        )
+    build(
+        small.norm_reduce,
+        {"SPLITS": 4, "BV": 256, "BC": 8, "OUT": tl.float16, "SLOPE": 0.01, "PDL": False},
+        arch,
+    )
+    few = {k: v for k, v in FULL.items() if k != "SCALED"}
+    build(small.few, {**few, "C": 1, "KD": 3, "KH": 3, "KW": 3, "S": 1, "PAD": 1, "BM": 64, "BN": 32, "BK": 32,
+          "BORDER": True, "ACROSS": False}, arch)  # fmt: skip
+    build(small.head, {"C": 32, "K": 3, "BM": 64, "BK": 16, "IN": tl.float16, "SLOPE": 0.01, "NORM": True,
+          "SOFTMAX": True,          "ADD": True, "REPLICAS": 8, "LOOP": 2, "PDL": False}, arch)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
