@@ -50,6 +50,18 @@ def test_folded(kind: str) -> None:
     assert (report["batch_norm"].nodes_before, report["batch_norm"].nodes_after)[1] == len(graph.nodes)
 
 
+def test_weights_that_layers_share_are_copied() -> None:
+    b = networks.Builder()
+    x = norm(b, b.conv("image", (4, 4)), 4)
+    w, c = "conv_0.weight", "conv_0.bias"
+    x = b.add("Conv", [x, w, c], kernel_shape=[3] * 3, pads=[1] * 6)
+    x = norm(b, x, 4)
+    model = b.model({"image": (None, 4, *networks.FREE)}, {"out": (x, (None, 4, *networks.FREE))})
+    graph, report = apply(model, [BatchNormPass()])
+    assert graph.operators == {"Conv": 2}
+    assert report["batch_norm"].applied == 2
+
+
 def test_an_output_of_the_convolution_keeps_it() -> None:
     graph, report = apply(network(twice=True), [BatchNormPass()])
     assert graph.operators == {"Conv": 1, "BatchNormalization": 1}

@@ -36,7 +36,7 @@ class BeforePass(Pass):
             return None
         group = int(attribute(conv, "group", 1))
         channels = weights.shape[0] if conv.op_type == "ConvTranspose" else weights.shape[1] * group
-        found = _affine(node, channels, weights.ndim)
+        found = affine(node, channels, weights.ndim)
         if found is None:
             return None
         x, scale, shift = found
@@ -61,7 +61,7 @@ class BeforePass(Pass):
         return ""
 
 
-def _affine(node: ir.Node, channels: int, rank: int) -> tuple[ir.Value, np.ndarray, np.ndarray] | None:
+def affine(node: ir.Node, channels: int, rank: int) -> tuple[ir.Value, np.ndarray, np.ndarray] | None:
     """(x, scale, shift) of y = scale · x + shift per channel, in float64."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type == "BatchNormalization":
