@@ -170,6 +170,7 @@ def test_networks(name: str, kind: str) -> None:
     assert {op: after.operators[op] for op in expected} == expected
 
 
+@pytest.mark.timeout(900)  # a minute of computing: 11,679 nodes, and windows of 343 tokens in float64, twice
 def test_swin_unetr() -> None:
     """Eight blocks, three of them shifted (the last stage is one window): each attention is found."""
     after, report = run("swin_unetr", "torchscript")
