@@ -117,8 +117,7 @@ def judge(
     if backend == REFERENCE and record is None:
         return GateVerdict("reference", f"{name}: reference (others are compared with it)")
     if record is not None and record.status != "failed":
-        figures = ", ".join(f"{key} {value:g}" for key, value in record.figures.items())
-        detail = figures or record.note
+        detail = _own_figures(record) or record.note
         return GateVerdict(record.status, f"{name}: {record.status}" + (f" ({detail})" if detail else ""))
     found = "no gate has been run" if record is None else f"the gate failed ({_figures(record)})"
     if override:
@@ -132,6 +131,10 @@ def judge(
 
 
 def _figures(record: GateRecord) -> str:
-    return (
-        ", ".join(f"{key} {value:g}" for key, value in record.figures.items()) or record.note or "no figures"
-    )
+    return _own_figures(record) or record.note or "no figures"
+
+
+def _own_figures(record: GateRecord) -> str:
+    """The candidate's figures in a line; those of the original are left to the table."""
+    own = {name: value for name, value in record.figures.items() if not name.startswith("reference_")}
+    return ", ".join(f"{name} {value:g}" for name, value in own.items())
