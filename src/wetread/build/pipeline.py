@@ -12,7 +12,16 @@ from typing import Any
 from wetread import __version__
 from wetread.build.cases import CaseShelf, case_shelf, check_held_out, digest_list
 from wetread.build.gate import GateOptions, Original, run_gate
-from wetread.build.lower import Calibration, Candidate, calibrate, layers_of, rank, to_float16, to_int8
+from wetread.build.lower import (
+    Calibration,
+    Candidate,
+    calibrate,
+    choose_sign,
+    layers_of,
+    rank,
+    to_float16,
+    to_int8,
+)
 from wetread.build.options import PRECISIONS, Attempt, BuildOptions, BuildResult, NotPassedError
 from wetread.build.pack import network_file, read_file, source_entry
 from wetread.build.prepare import Prepared, prepare
@@ -95,7 +104,6 @@ class _Work:
                 recipe,
                 observing,
                 self.options.calibrator,
-                engine=self.options.engine,
                 per_case=self.options.per_case,
                 threads=threads,
             )
@@ -166,6 +174,8 @@ class _Work:
         if wanted == "fp16":
             candidate = to_float16(self.calibration)
             return candidate, self.judge(candidate)
+        options = self.options
+        self.calibration = choose_sign(self.calibration, options.engine, threads=options.threads)
         candidate = to_int8(self.calibration)
         result = self.judge(candidate)
         return (candidate, result) if result is None or result.passed else self._roll_back(candidate, result)
