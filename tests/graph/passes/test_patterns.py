@@ -198,7 +198,8 @@ def test_a_softmax_of_classes_is_declined() -> None:
     assert report["attention"].sites[0].reason == "a softmax over axis 1 of 5"
 
 
-def test_shifted_windows() -> None:
+@pytest.mark.parametrize("ends", [{}, {1: 4, 2: 6, 3: 3}])
+def test_shifted_windows(ends: dict[int, int]) -> None:
     """Roll by −1 along three axes, windows of 2 × 3 × 1, and back."""
     b = networks.Builder()
     shape = (1, 4, 6, 3, 5)
@@ -208,7 +209,7 @@ def test_shifted_windows() -> None:
 
     def roll(x: str, begin: int) -> str:
         for axis in (1, 2, 3):
-            a = b.add("Slice", [x, ints(begin), ints(2**63 - 1), ints(axis), ints(1)])
+            a = b.add("Slice", [x, ints(begin), ints(ends.get(axis, 2**63 - 1)), ints(axis), ints(1)])
             x = b.add("Concat", [a, b.add("Slice", [x, ints(0), ints(begin), ints(axis)])], axis=axis)
         return x
 

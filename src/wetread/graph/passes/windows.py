@@ -90,7 +90,8 @@ def _roll(node: ir.Node) -> tuple[ir.Value, ir.Value, int] | None:
     if any(v is None or len(v) != 1 for v in values):
         return None
     (b,), (e,), (f,), (s,) = (v for v in values if v is not None)
-    return (x, begin, axis % rank) if b == s and f == 0 and e >= _END and b != 0 else None
+    whole = e >= _END or e == (shape(x) or ())[axis % rank]
+    return (x, begin, axis % rank) if b == s and f == 0 and whole and b != 0 else None
 
 
 def _part(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value, int] | None:
