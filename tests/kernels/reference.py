@@ -47,11 +47,11 @@ def error(y, r):
     return ((y.double() - r).norm() / r.norm()).item()
 
 
-def check_sums(sums, y):
+def check_sums(sums, y, rtol=2e-3):
     """Sums [R, N, C, 2] against the values y [N, D, H, W, C] (float64)."""
     total = sums.sum(0)
     v = y[0, ..., 0].numel()
     mean, square = total[..., 0] / v, total[..., 1] / v
     var = square - mean**2
-    assert torch.allclose(mean, y.mean((1, 2, 3)), atol=1e-3, rtol=1e-3)
-    assert torch.allclose(var, y.var((1, 2, 3), unbiased=False), rtol=2e-3)
+    assert torch.allclose(mean, y.mean((1, 2, 3)), atol=1e-3 + rtol / 10, rtol=1e-3)
+    assert torch.allclose(var, y.var((1, 2, 3), unbiased=False), rtol=rtol)
