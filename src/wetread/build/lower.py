@@ -220,9 +220,9 @@ def rank(
 def choose_sign(calibration: Calibration, engine: str, *, threads: int = 0) -> Calibration:
     """The calibration with or without uint8 behind a ReLU, whichever errs less on windows of calibration cases.
 
-    Twice the levels mostly halve the error (MeshNet-26 on T2: Dice 0.991 for 0.984). But where much of a scan is one
-    clipped value, as lung is for a network of nodules, that value's own rounding shifts everything behind it, and
-    may come out worse with finer levels (lung-nodule by min-max: 0.984 for 0.996).
+    Twice the levels mostly halve the error (MeshNet-26 on T2: Dice 0.991 for 0.984), but not always: lung-nodule by
+    min-max came out worse (0.984 for 0.996), with a bias near lesions that runtimes agree on. The cause may be that
+    much of such a scan is one clipped value, whose own rounding shifts everything behind it; it was not isolated.
     """
     if engine not in UNSIGNED_ENGINES:
         return calibration

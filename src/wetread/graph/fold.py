@@ -41,5 +41,14 @@ def fold_constants(graph: Graph) -> Graph:
     return Graph.from_ir(model, graph.where)
 
 
+def computed_biases(graph: Graph) -> bool:
+    """Whether a convolution's bias is computed by nodes, as PyTorch's exporter writes a missing one unoptimised."""
+    stored = {tensor.name for tensor in graph.model.graph.initializer}
+    return any(
+        node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and node.input[2] not in stored
+        for node in graph.nodes
+    )
+
+
 def _is_zero(value: Any) -> bool:
     return value is not None and value.const_value is not None and not np.any(value.const_value.numpy())
