@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from tests import networks
 from tests.conftest import ball_recipe
+from wetread.build.cases import case_shelf
 from wetread.build.check import check_build, compare
+from wetread.build.gate import GateOptions, run_gate
 from wetread.build.options import BuildOptions, NotPassedError
+from wetread.build.pack import pack
 from wetread.build.pipeline import build
 from wetread.build.regate import RegateOptions, regate
 from wetread.build.verdict import GateLimits
@@ -178,7 +182,30 @@ def test_rollback_releases_the_layer_that_int8_breaks(cases: Path, tmp_path: Pat
     assert made.facts["ranking"]["layers"][0]["name"] == released[0]
     reads = next(node for node in _nodes(made.package) if node.name == released[0])
     assert reads.op_type == "Conv" and not reads.input[0].endswith("/rounded")
-    assert any(notice.code == "LAYERS_RELEASED" and released[0] in notice.text for notice in made.notices)
+    said = next(notice.text for notice in made.notices if notice.code == "LAYERS_RELEASED")
+    assert released[0] in said and "without, the gate fails: " in said
+
+
+def test_a_candidate_that_will_not_do_is_told_by_one_case(
+    built, model: Path, cases: Path, tmp_path: Path
+) -> None:
+    """The cases that failed before come first, and the gate ends there; without `stop` it reads them all."""
+    blind = onnx.load(model)
+    blind.graph.initializer[-1].CopyFrom(
+        numpy_helper.from_array(np.full(1, -1e3, np.float32), blind.graph.initializer[-1].name)
+    )
+    recipe = built.package.recipe
+    candidate = pack(networks.save(blind, tmp_path / "blind.onnx"), recipe, tmp_path / "blind")
+    original = pack(model, recipe, tmp_path / "original")
+    shelf = case_shelf(cases / "gate", recipe, 1)
+    for last in (0, 1):
+        names = [case.name for case in shelf.cases]
+        early = GateOptions("openvino", 1, first=(names[last],), stop=True)
+        found = run_gate(candidate, original, shelf, options=early)
+        assert [score.name for score in found.cases] == [names[last]]
+        assert not found.passed and found.notes[0].startswith("ended after 1 of 2 cases")
+    whole = run_gate(candidate, original, shelf, options=GateOptions("openvino", 1, first=(names[1],)))
+    assert [score.name for score in whole.cases] == names and not whole.notes and not whole.passed
 
 
 def _nodes(package: Package) -> list[onnx.NodeProto]:

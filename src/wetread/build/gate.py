@@ -47,11 +47,15 @@ class GateOptions:
         engine: backend, or ``auto``.
         threads: CPU threads; 0 for all.
         progress: called with (stage, cases done, cases in all).
+        first: names of cases to read before the others, as those on which another candidate failed.
+        stop: ends at the first case that no later one can mend (a lost lesion, no reading); the result says so.
     """
 
     engine: str = "auto"
     threads: int = 0
     progress: Callable[[str, int, int], None] | None = None
+    first: tuple[str, ...] = ()
+    stop: bool = False
 
     def reading(self) -> ReadOptions:
         """Options of the readings; nothing has passed yet, so the gate itself may load what has no gate."""
@@ -204,8 +208,10 @@ def run_gate(
     original = original if isinstance(original, Original) else Original(original, options)
     _check_same_question(candidate.recipe, original.package.recipe)
     scores: list[CaseScore] = []
+    notes: tuple[str, ...] = ()
+    ordered = sorted(cases.cases, key=lambda case: case.name not in options.first)
     with Reader(candidate, options) as reader:
-        for number, case in enumerate(cases.cases, 1):
+        for number, case in enumerate(ordered, 1):
             loaded = cases.load(case)
             before = original.answer(loaded)
             try:
@@ -216,9 +222,16 @@ def run_gate(
                 scores.append(score_case(loaded, before, after, candidate.recipe))
             if options.progress is not None:
                 options.progress("gate", number, len(cases))
+            if options.stop and number < len(ordered) and scores[-1].hopeless(limits):
+                notes = (
+                    f"ended after {number} of {len(ordered)} cases, because the gate could not pass any more",
+                )
+                break
         info = reader.info
     original.rest()
-    return GateResult(candidate.hash, info, limits, tuple(scores))
+    places = {case.name: place for place, case in enumerate(cases.cases)}
+    scores.sort(key=lambda score: places[score.name])
+    return GateResult(candidate.hash, info, limits, tuple(scores), notes)
 
 
 def _check_same_question(candidate: Recipe, original: Recipe) -> None:

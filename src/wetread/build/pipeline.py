@@ -88,6 +88,7 @@ class _Work:
     ranking: dict[str, Any] | None = None
     judged: CaseShelf | None = None
     original: Original | None = None
+    unreleased: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.notices += self.prepared.notices
@@ -138,12 +139,20 @@ class _Work:
             force=True,
         )
 
-    def judge(self, candidate: Candidate) -> GateResult | None:
-        """The gate's verdict; None where there are no cases."""
+    def judge(self, candidate: Candidate, failed: GateResult | None = None) -> GateResult | None:
+        """The gate's verdict; None where there are no cases.
+
+        Where an earlier candidate failed, the cases that it failed on are read first, and the gate ends as soon as
+        it cannot pass any more: that tells a candidate that will not do by a case or two.
+        """
         if self.judged is None or self.original is None:
             return None
         package = self._package(candidate.graphs, "candidate")
-        return run_gate(package, self.original, self.judged, self.options.limits, self._gate_options())
+        options = self._gate_options()
+        if failed is not None:
+            hopeless = tuple(c.name for c in failed.cases if c.hopeless(failed.limits))
+            options = replace(options, first=hopeless, stop=True)
+        return run_gate(package, self.original, self.judged, self.options.limits, options)
 
     def decide(self) -> tuple[Candidate, GateResult | None]:
         """The first of the wanted precisions that passes.
@@ -184,6 +193,7 @@ class _Work:
         """Releases layers, the most harmful first, until the gate passes; gives the smallest set that does."""
         calibration, options = self.calibration, self.options
         assert calibration is not None
+        self.unreleased = failed.failures
         mode, ranking = rank(
             calibration,
             options.engine,
@@ -196,7 +206,7 @@ class _Work:
             if not released:
                 return first, failed
             candidate = to_int8(calibration, released)
-            result = self.judge(candidate)
+            result = self.judge(candidate, failed)
             assert result is not None
             return candidate, result
 
@@ -218,7 +228,8 @@ class _Work:
             )
         if candidate.released:
             layers = ", ".join(name for name in self._layers() if name in candidate.released)
-            text = f"{len(candidate.released)} of {len(self._layers())} layers stay in float32: {layers}"
+            text = f"{len(candidate.released)} of {len(self._layers())} layers stay in float32: {layers}; "
+            text += f"without, the gate fails: {'; '.join(self.unreleased)}"
             self.notices.append(Notice("LAYERS_RELEASED", text))
         if self.judged is None and candidate.precision != "float32":
             text = "no gate was run: the package loads by explicit override only"

@@ -117,6 +117,10 @@ class CaseScore:
     classes: ClassScore | None = None
     failure: str = ""
 
+    def hopeless(self, limits: GateLimits) -> bool:
+        """Whether this case alone fails the gate: no reading, or a lesion lost that must not be."""
+        return bool(self.failure) or any(lesion.long_axis_mm >= limits.min_lesion_mm for lesion in self.lost)
+
 
 @dataclass(frozen=True)
 class GateResult:
@@ -127,6 +131,7 @@ class GateResult:
         engine: backend, precision, device and version that it was judged on.
         limits: what it was judged by.
         cases: scores in the order of the cases.
+        notes: what else is to be known, such as that not every case was read.
     """
 
     package: str
