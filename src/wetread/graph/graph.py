@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper
 
 from wetread.errors import GraphError
 from wetread.graph import change, files
-from wetread.graph.shapes import infer
+from wetread.graph.shapes import infer_window
 from wetread.package import Precision, TensorEntry
 
 _QUANTISED: dict[int, Precision] = {
@@ -170,24 +170,7 @@ class Graph:
         Raises:
             GraphError: shapes do not agree for this window; names the node.
         """
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        names = {entry.name for entry in self.inputs}
-        for value in model.graph.input:
-            if value.name in names:
-                dims = value.type.tensor_type.shape.dim
-                for dim, size in zip((dims[0], *dims[2:]), (1, *window), strict=True):
-                    dim.dim_value = size
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
-        del model.graph.value_info[:]
-        try:
-            found = infer(model)
-        except shape_inference.InferenceError as error:
-            raise GraphError(
-                f"the network does not take windows of {tuple(window)}: {str(error).strip()}",
-                where=self.where,
-            ) from error
+        found = infer_window(self.model, {e.name for e in self.inputs}, window, self.where)
         return {
             value.name: tuple(
                 dim.dim_value if dim.HasField("dim_value") else None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import onnx
 from onnx import shape_inference
+
+from wetread.errors import GraphError
 
 _AS_INPUT = {"GroupNormalization"}
 """Operators that ONNX 1.23 defines by a function whose types it cannot infer; output like the first input."""
@@ -54,3 +58,35 @@ def _hide_large(model: onnx.ModelProto) -> set[str]:
             del graph.initializer[i]
     graph.input.extend(large.values())
     return set(large)
+
+
+def infer_window(
+    model: onnx.ModelProto, inputs: Collection[str], window: Sequence[int], where: str
+) -> onnx.ModelProto:
+    """A copy with all that can be inferred for one window (batch 1); what the model declares itself is dropped.
+
+    Args:
+        model: the network.
+        inputs: names of its inputs.
+        window: sizes of the spatial axes of each of them.
+        where: the network's name in messages.
+
+    Raises:
+        GraphError: the network does not take this window; names the node.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        if value.name in inputs:
+            dims = value.type.tensor_type.shape.dim
+            for dim, size in zip((dims[0], *dims[2:]), (1, *window), strict=True):
+                dim.dim_value = size
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    try:
+        return infer(fixed)
+    except shape_inference.InferenceError as error:
+        raise GraphError(
+            f"the network does not take windows of {tuple(window)}: {str(error).strip()}", where=where
+        ) from error

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import helper
 
 from wetread.errors import GraphError
 from wetread.graph.graph import Graph, numpy_name
-from wetread.graph.shapes import infer
+from wetread.graph.shapes import infer, infer_window
 from wetread.package import TensorEntry
 
 
@@ -27,23 +27,7 @@ def tensors(graph: Graph, window: Sequence[int]) -> dict[str, TensorEntry]:
     Raises:
         GraphError: the network does not take this window.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    names = {entry.name for entry in graph.inputs}
-    for value in model.graph.input:
-        if value.name in names:
-            dims = value.type.tensor_type.shape.dim
-            for dim, size in zip((dims[0], *dims[2:]), (1, *window), strict=True):
-                dim.dim_value = size
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del model.graph.value_info[:]
-    try:
-        found = infer(model)
-    except shape_inference.InferenceError as error:
-        raise GraphError(
-            f"the network does not take windows of {tuple(window)}: {str(error).strip()}", where=graph.where
-        ) from error
+    found = infer_window(graph.model, {e.name for e in graph.inputs}, window, graph.where)
     values = [*found.graph.input, *found.graph.value_info, *found.graph.output]
     return {
         value.name: _entry(value)
