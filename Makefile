@@ -77,6 +77,7 @@ bench: $(VENV)/.all
 	$(BIN)/python benchmarks/load_series.py --out docs/benchmarks
 	$(BIN)/python benchmarks/resample.py $(CASE) --out docs/benchmarks
 	$(BIN)/python benchmarks/read_case.py --out docs/benchmarks
+	$(BIN)/python benchmarks/int8_unet.py --out docs/benchmarks
 
 clean:
 	rm -rf $(VENV) $(VENV)-tensorflow build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
