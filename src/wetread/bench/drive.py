@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wetread.bench.task import Task
+from wetread.engines.common import Closing
 from wetread.errors import EngineError
 
 _PAUSE_S = 0.05
@@ -32,7 +32,7 @@ class RowFailedError(EngineError):
     default_code = "ROW_FAILED"
 
 
-class Worker:
+class Worker(Closing):
     """One row in a process of its own; a context manager.
 
     Args:
@@ -159,14 +159,6 @@ class Worker:
         last = text.splitlines()[-1][:300] if text else "it said nothing"
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return RowFailedError(f"the worker ended with {how}: {last}", where=self.task.key, code="WORKER_DIED")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass

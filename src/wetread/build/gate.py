@@ -9,8 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +25,7 @@ from wetread.build.verdict import (
     LostLesion,
 )
 from wetread.engines.base import EngineInfo
+from wetread.engines.common import Closing
 from wetread.errors import EngineError, GateError
 from wetread.findings import Finding, Reading
 from wetread.findings.extract import LesionRules, extract_findings
@@ -62,7 +61,7 @@ class GateOptions:
         return ReadOptions(self.engine, self.threads, allow_failed_gate=True)
 
 
-class Reader:
+class Reader(Closing):
     """A package made ready on one backend, which reads loaded cases.
 
     Attributes:
@@ -92,14 +91,6 @@ class Reader:
         for engine in self._engines:
             engine.close()
         self._engines = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,6 +186,7 @@ def layers_of(calibration: Calibration) -> tuple[str, ...]:
 
 def rank(
     calibration: Calibration,
+    tuning: Tuning,
     engine: str,
     *,
     threads: int = 0,
@@ -196,6 +197,7 @@ def rank(
 
     Args:
         calibration: what was observed.
+        tuning: the windows.
         engine: backend that will serve the network.
         threads: CPU threads.
         mode: how layers are measured; None takes the cheaper way.
@@ -203,7 +205,6 @@ def rank(
     """
     layers = layers_of(calibration)
     mode = mode if mode is not None else cheaper_mode(len(layers))
-    tuning = _tuning(calibration, engine, threads)
     done = 0
 
     def error(released: frozenset[str]) -> float:
@@ -217,8 +218,8 @@ def rank(
     return mode, measure_sensitivity(layers, error, mode)
 
 
-def choose_sign(calibration: Calibration, engine: str, *, threads: int = 0) -> Calibration:
-    """The calibration with or without uint8 behind a ReLU, whichever errs less on windows of calibration cases.
+def choose_sign(calibration: Calibration, tuning: Tuning, engine: str, *, threads: int = 0) -> Calibration:
+    """The calibration with or without uint8 behind a ReLU, whichever errs less on the tuning windows.
 
     Twice the levels mostly halve the error (MeshNet-26 on T2: Dice 0.991 for 0.984), but not always: lung-nodule by
     min-max came out worse (0.984 for 0.996), with a bias near lesions that runtimes agree on. The cause may be that
@@ -226,13 +227,14 @@ def choose_sign(calibration: Calibration, engine: str, *, threads: int = 0) -> C
     """
     if engine not in UNSIGNED_ENGINES:
         return calibration
-    tuning = _tuning(calibration, engine, threads)
     both = [replace(calibration, unsigned=unsigned) for unsigned in (False, True)]
     first, second = (tuning.error(to_int8(one).graphs, engine, threads) for one in both)
     return both[second < first]
 
 
-def _tuning(calibration: Calibration, engine: str, threads: int) -> Tuning:
+def tuning_windows(calibration: Calibration, engine: str, *, threads: int = 0) -> Tuning:
+    """Windows of the calibration cases that were kept for tuning, with what float32 returns for them."""
+
     def drawn() -> Iterator[CalibrationWindow]:
         yield from calibration_windows(
             calibration.recipe,

@@ -11,6 +11,7 @@ from typing import Any
 
 from wetread import __version__
 from wetread.build.cases import CaseShelf, case_shelf, check_held_out, digest_list
+from wetread.build.deviation import Tuning
 from wetread.build.gate import GateOptions, Original, run_gate
 from wetread.build.lower import (
     Calibration,
@@ -21,6 +22,7 @@ from wetread.build.lower import (
     rank,
     to_float16,
     to_int8,
+    tuning_windows,
 )
 from wetread.build.options import PRECISIONS, Attempt, BuildOptions, BuildResult, NotPassedError
 from wetread.build.pack import network_file, read_file, source_entry
@@ -184,18 +186,24 @@ class _Work:
             candidate = to_float16(self.calibration)
             return candidate, self.judge(candidate)
         options = self.options
-        self.calibration = choose_sign(self.calibration, options.engine, threads=options.threads)
+        tuning = tuning_windows(self.calibration, options.engine, threads=options.threads)
+        self.calibration = choose_sign(self.calibration, tuning, options.engine, threads=options.threads)
         candidate = to_int8(self.calibration)
         result = self.judge(candidate)
-        return (candidate, result) if result is None or result.passed else self._roll_back(candidate, result)
+        if result is None or result.passed:
+            return candidate, result
+        return self._roll_back(candidate, result, tuning)
 
-    def _roll_back(self, first: Candidate, failed: GateResult) -> tuple[Candidate, GateResult]:
+    def _roll_back(
+        self, first: Candidate, failed: GateResult, tuning: Tuning
+    ) -> tuple[Candidate, GateResult]:
         """Releases layers, the most harmful first, until the gate passes; gives the smallest set that does."""
         calibration, options = self.calibration, self.options
         assert calibration is not None
         self.unreleased = failed.failures
         mode, ranking = rank(
             calibration,
+            tuning,
             options.engine,
             threads=options.threads,
             report=lambda done, total: options.report("rank", done, total),

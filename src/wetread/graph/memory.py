@@ -56,11 +56,16 @@ def activation_bytes(graph: Graph, window: Sequence[int]) -> int:
             home[name] = first if reuse else name
             if not reuse:
                 birth[name] = last[name] = i
-    return _peak({name: size.get(name, 0) for name in birth}, birth, last)
+    return peak_bytes({name: size.get(name, 0) for name in birth}, birth, last)
 
 
-def _peak(size: dict[str, int], birth: dict[str, int], last: dict[str, int]) -> int:
-    """Largest sum of sizes alive at one step."""
+def peak_bytes(size: dict[str, int], birth: dict[str, int], last: dict[str, int]) -> int:
+    """Largest sum of sizes alive at one step.
+
+    Args:
+        size: bytes of each value.
+        birth, last: number of the step that makes it, and of the last one that reads it.
+    """
     change: dict[int, int] = {}
     for name, count in size.items():
         change[birth[name]] = change.get(birth[name], 0) + count

@@ -51,6 +51,8 @@ def activation_estimate(model: Any) -> int:
     A tensor lives from the node that writes it to the last that reads it. Nodes that work in place write where
     their first input stood. What depends on weights alone is computed when the network is compiled and left out.
     """
+    from wetread.graph.memory import peak_bytes
+
     ops = [op for op in model.get_ordered_ops() if op.get_output_size()]
     order = {op.get_friendly_name(): i for i, op in enumerate(ops)}
     passive: set[str] = set()
@@ -70,20 +72,7 @@ def activation_estimate(model: Any) -> int:
         home[name] = live[0] if kind in _WHERE_IT_STANDS and live and size[live[0]] >= bytes_ else name
         if home[name] == name:
             size[name], last[name] = bytes_, i
-    return _peak(size, {name: order[name] for name in size}, last)
-
-
-def _peak(size: dict[str, int], birth: dict[str, int], last: dict[str, int]) -> int:
-    """Largest sum of sizes alive at one step."""
-    change: dict[int, int] = {}
-    for name, bytes_ in size.items():
-        change[birth[name]] = change.get(birth[name], 0) + bytes_
-        change[last[name] + 1] = change.get(last[name] + 1, 0) - bytes_
-    live = peak = 0
-    for step in sorted(change):
-        live += change[step]
-        peak = max(peak, live)
-    return peak
+    return peak_bytes(size, {name: order[name] for name in size}, last)
 
 
 def _bytes(output: Any) -> int:
