@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from network import Plan, UNet, Wiring, scales_of
 
-from wetread.kernels import launch, tune
+from wetread.kernels import arguments, tune
 from wetread.kernels.launch import Tile
 
 PEAK = {"float16": 989e12, "int8": 1979e12, "float8_e4m3fn": 1979e12}
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     size = tuple(args.size)
-    launch.OVERLAP = not args.serial
+    arguments.OVERLAP = not args.serial
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     model = UNet().cuda().eval()

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import torch
 
+from wetread.kernels.arguments import Epilogue, Norm
 from wetread.kernels.hopper import driver
-from wetread.kernels.launch import Epilogue, Norm
 
 Tensor: TypeAlias = torch.Tensor
 COLUMN, OUTPUTS, EDGE = 16, 32, 18
