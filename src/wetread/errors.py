@@ -5,7 +5,8 @@ A study passes through these stages; the arrow names the exception of a failure 
     path ──► files ──► series ──► grid ──► voxels ──► windows ──► engine ──► labels ──► outputs
          │        │         │        │         │          │          │          │
          │        │         │        │         │          │          │          └ OutputError
-         │        │         │        │         │          │          └ EngineError (DeviceMemoryError, NotFiniteError)
+         │        │         │        │         │          │          └ EngineError (DeviceMemoryError, DeviceFaultError,
+         │        │         │        │         │          │                         NotFiniteError)
          │        │         │        │         │          └ RecipeError
          │        │         │        │         └ PixelError
          │        │         │        └ GeometryError
@@ -153,6 +154,12 @@ class DeviceMemoryError(EngineError):
     default_code = "DEVICE_MEMORY"
 
 
+class DeviceFaultError(EngineError):
+    """The device stopped working for this process, which must be started again; other errors leave it usable."""
+
+    default_code = "DEVICE_FAULT"
+
+
 class NotFiniteError(EngineError):
     """The network returned NaN or infinity; no mask is made from such an output."""
 
@@ -199,6 +206,7 @@ STATUS: dict[type[WetreadError], Status] = {
     DeviceMemoryError: Status(32, "RESOURCE_EXHAUSTED", 503),
     NotFiniteError: Status(33, "INTERNAL", 500),
     RegressionError: Status(34, "FAILED_PRECONDITION", 409),
+    DeviceFaultError: Status(35, "UNAVAILABLE", 503),
     OutputError: Status(40, "RESOURCE_EXHAUSTED", 507),
 }
 
