@@ -31,16 +31,18 @@ class Operation:
 
 def operations(graph: Graph) -> list[Operation]:
     """The nodes in their order, functions inlined."""
-    return [
-        Operation(
-            node.op_type,
-            node.name,
-            tuple(node.input),
-            tuple(node.output),
-            {item.name: _value(helper.get_attribute_value(item)) for item in node.attribute},
-        )
-        for node in graph.inlined().nodes
-    ]
+    return [operation_of(node) for node in graph.inlined().nodes]
+
+
+def operation_of(node: onnx.NodeProto) -> Operation:
+    """One node as plain data."""
+    return Operation(
+        node.op_type,
+        node.name,
+        tuple(node.input),
+        tuple(node.output),
+        {item.name: _value(helper.get_attribute_value(item)) for item in node.attribute},
+    )
 
 
 def _value(value: Any) -> Any:
