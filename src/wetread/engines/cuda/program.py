@@ -35,6 +35,8 @@ class TensorSpec:
         base: name of the tensor whose storage this one is a view of; empty where it has its own.
         offset: elements from the start of the base's storage.
         zeroed: filled with zeros before every run (sums that steps add to).
+        kept: filled with zeros once, when memory is made, and shared with no other tensor: no run writes the border
+            around the network's input.
     """
 
     shape: Shape
@@ -43,6 +45,7 @@ class TensorSpec:
     base: str = ""
     offset: int = 0
     zeroed: bool = False
+    kept: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -165,7 +168,7 @@ class Program:
     def lifetimes(self) -> dict[str, tuple[int, int]]:
         """First and last step that touch each storage; the network's inputs live from -1, its outputs to the end.
 
-        Storages that are zeroed before a run live from -1 as well.
+        Storages that are zeroed before a run live from -1 as well, kept ones always.
         """
         found: dict[str, tuple[int, int]] = {}
 
@@ -176,8 +179,10 @@ class Program:
                 found[base] = (min(first, at), max(last, at))
 
         for name, spec in self.tensors.items():
-            if name in self.inputs or spec.zeroed:
+            if name in self.inputs or spec.zeroed or spec.kept:
                 touch(name, -1)
+            if spec.kept:
+                touch(name, len(self.steps))
         for i, step in enumerate(self.steps):
             for name in (*step.inputs.values(), *step.outputs.values()):
                 touch(name, i)
@@ -192,7 +197,7 @@ class Program:
             EngineError: names the step.
         """
         ready = {self.base(name) for name in self.inputs}
-        ready |= {name for name, spec in self.tensors.items() if spec.zeroed}
+        ready |= {name for name, spec in self.tensors.items() if spec.zeroed or spec.kept}
         names: set[str] = set()
         for step in self.steps:
             if step.name in names:
