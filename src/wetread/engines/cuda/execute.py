@@ -24,7 +24,7 @@ def allocate(
     for name, spec in program.tensors.items():
         if not spec.base:
             flat = torch.zeros(spec.elements, dtype=spec.torch_dtype, device=device)
-            if poison and not (spec.zeroed or spec.kept) and flat.is_floating_point():
+            if poison and not spec.zeroed and flat.is_floating_point():
                 flat.fill_(float("nan"))
             found[name] = spec.view(flat)
     for name, spec in program.tensors.items():

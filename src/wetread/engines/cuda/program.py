@@ -34,9 +34,8 @@ class TensorSpec:
         strides: in elements, one for each axis of `shape`.
         base: name of the tensor whose storage this one is a view of; empty where it has its own.
         offset: elements from the start of the base's storage.
-        zeroed: filled with zeros before every run (sums that steps add to).
-        kept: filled with zeros once, when memory is made, and shared with no other tensor: no run writes the border
-            around the network's input.
+        zeroed: filled with zeros before every run (sums, to which steps add), or once where no step adds to it: the
+            border around the network's input, whose memory is shared with no other tensor.
     """
 
     shape: Shape
@@ -45,7 +44,6 @@ class TensorSpec:
     base: str = ""
     offset: int = 0
     zeroed: bool = False
-    kept: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -168,9 +166,10 @@ class Program:
     def lifetimes(self) -> dict[str, tuple[int, int]]:
         """First and last step that touch each storage; the network's inputs live from -1, its outputs to the end.
 
-        Storages that are zeroed before a run live from -1 as well, kept ones always.
+        Storages that are zeroed before a run live from -1 as well, those that are zeroed once always.
         """
         found: dict[str, tuple[int, int]] = {}
+        added = {name for step in self.steps for role, name in step.outputs.items() if role == "sums"}
 
         def touch(name: str, at: int) -> None:
             if name in self.tensors:
@@ -179,9 +178,9 @@ class Program:
                 found[base] = (min(first, at), max(last, at))
 
         for name, spec in self.tensors.items():
-            if name in self.inputs or spec.zeroed or spec.kept:
+            if name in self.inputs or spec.zeroed:
                 touch(name, -1)
-            if spec.kept:
+            if spec.zeroed and name not in added:
                 touch(name, len(self.steps))
         for i, step in enumerate(self.steps):
             for name in (*step.inputs.values(), *step.outputs.values()):
@@ -197,7 +196,7 @@ class Program:
             EngineError: names the step.
         """
         ready = {self.base(name) for name in self.inputs}
-        ready |= {name for name, spec in self.tensors.items() if spec.zeroed or spec.kept}
+        ready |= {name for name, spec in self.tensors.items() if spec.zeroed}
         names: set[str] = set()
         for step in self.steps:
             if step.name in names:
