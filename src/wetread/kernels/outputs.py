@@ -54,7 +54,8 @@ def upconv(
         d * h * w, d, h, w, *x.stride()[:4], *out.stride()[:4], sums_n, sums_r, C=c, CO=co, BM=rows,
         BN=t.bn, BK=t.bk, TAPS=taps, IN=triton_type(weight.dtype), ACC=accumulator(weight.dtype),
         OUT=triton_type(out.dtype), NORM=norm is not None, IN_SLOPE=float(slope), SCALED=constants["SCALED"],
-        BIASED=constants["BIASED"], HALO=is_padded(out), REPLICAS=replicas, **overlapped(), num_warps=t.warps, num_stages=t.stages,
+        BIASED=constants["BIASED"], HALO=is_padded(out), REPLICAS=replicas, **overlapped(), num_warps=t.warps,
+        num_stages=t.stages,
     )  # fmt: skip
 
 
