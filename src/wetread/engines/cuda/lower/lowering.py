@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -66,6 +67,21 @@ def handles(*operators: str) -> Callable[[Handler], Handler]:
     return register
 
 
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A weight that the graph keeps in eight bits with zero point 0.
+
+    Attributes:
+        values: int8, uint8 or E4M3, in the constant's shape.
+        scale: float32, one for each index of `axis`, or one.
+        axis: of the scales; -1 where there is one.
+    """
+
+    values: NDArray[Any]
+    scale: NDArray[Any]
+    axis: int
+
+
 class Lowering:
     """A program being made of a resolved graph.
 
@@ -80,8 +96,8 @@ class Lowering:
         opset: version of the standard operators.
         activation: torch's name of the type that float32 activations have.
         mixed: the graph itself holds half types, so its float32 values stay float32.
-        stored: weights that the graph keeps in eight bits: name of the dequantised constant -> (values, scales,
-            axis of the scales, -1 for one scale).
+        stored: weights that the graph keeps in eight bits, by the name of the dequantised constant, and by that of
+            the program's weight that `layer_weight` made of it.
     """
 
     def __init__(self, resolved: Resolved, program: Program, where: str = "network") -> None:
@@ -91,7 +107,8 @@ class Lowering:
         self._constants: dict[str, NDArray[Any]] = dict(resolved.constants)
         self._entries = resolved.tensors
         self.mixed = any(entry.dtype in ("float16", "bfloat16") for entry in self._entries.values())
-        self.stored: dict[str, tuple[NDArray[Any], NDArray[Any], int]] = {}
+        self.stored: dict[str, Stored] = {}
+        self._layers: dict[str, str] = {}
         self._held: dict[str, str] = {}
         self._done: set[str] = set()
         self._taken: set[str] = set(self._entries) | set(self._constants)
@@ -214,6 +231,18 @@ class Lowering:
         name = self.fresh(f"{name}/weight") if name in self._taken else self.fresh(name)
         self.program.weights[name] = w.contiguous().clone()
         return name
+
+    def layer_weight(self, value: str) -> str:
+        """A constant as weight of a layer, in float32 until `types` gives it the type of what it meets.
+
+        Layers that share a constant share the weight. Eight-bit values are found under its name in `stored`.
+        """
+        if value not in self._layers:
+            name = self.weight(f"{value}/layer", self._constants[value], "float32")
+            self._layers[value] = name
+            if value in self.stored:
+                self.stored[name] = self.stored[value]
+        return self._layers[value]
 
     def parameter(self, value: str) -> str:
         """A constant of the graph as float32 vector: biases, scales, parameters of norms."""
