@@ -10,15 +10,21 @@ cover a voxel, whatever the length of the volume.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wetread.engines.common import Closing
+from wetread.engines.cuda.device import Device
+from wetread.engines.cuda.executable import Executable
+from wetread.engines.cuda.plan import Plan
+from wetread.engines.cuda.store import Store
 from wetread.errors import EngineError, NotFiniteError
 from wetread.kernels.volume import AxisTables, cut, keep, stitch
 
@@ -110,9 +116,81 @@ class WindowNetwork(Protocol):
         """Where the input (n, C, d, h, w) is read and the output (n, K, d, h, w) is left, any strides."""
         ...
 
+    def ready(self, batch: int) -> None:
+        """Called before the input of a batch of this size is written, on the current stream."""
+        ...
+
     def launch(self, batch: int) -> None:
         """Runs a batch of this size on the current stream; does not wait."""
         ...
+
+
+class PlannedNetwork(Closing):
+    """Plans of one network for several batches, in one arena, since they never run at once.
+
+    Args:
+        plans: for one window, each for another batch.
+        store: the weights.
+        device: where.
+
+    Attributes:
+        batches: sizes, rising.
+        stream: on which all of it runs.
+        bytes: device memory beside the weights: one arena, and what library kernels keep.
+    """
+
+    def __init__(self, plans: Sequence[Plan], store: Store, device: Device) -> None:
+        if not plans or len({plan.program.window for plan in plans}) != 1:
+            raise EngineError("a network is read by plans for one window and several batches")
+        self._plans = {plan.program.batch: plan for plan in plans}
+        self.batches = tuple(sorted(self._plans))
+        self.stream = torch.cuda.Stream(device.torch) if device.gpu else None
+        largest = max(plans, key=lambda plan: plan.bytes)
+        with device.guard.watch(f"an arena of {largest.bytes / 2**20:.0f} MiB could not be made"):
+            self._arena = largest.arena(device.torch)
+        self._made: dict[int, Executable] = {}
+        for batch in self.batches:
+            plan = self._plans[batch]
+            plan.zero_once(self._arena)
+            made = Executable(plan, store, device, stream=self.stream, arena=self._arena)
+            for name in plan.program.inputs:
+                made.tensors[name].zero_()
+            made.capture()
+            self._made[batch] = made
+        self._last = self.batches[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Device memory beside the weights."""
+        return int(self._arena.numel()) + sum(made.bytes for made in self._made.values())
+
+    def tensors(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """First input and first output of the plan for this batch."""
+        made, program = self._made[batch], self._plans[batch].program
+        return made.tensors[program.inputs[0]], made.tensors[program.outputs[0]]
+
+    def ready(self, batch: int) -> None:
+        """Clears what another batch's plan left where this one wants zeros."""
+        if batch != self._last:
+            self._plans[batch].zero_once(self._arena)
+            self._last = batch
+
+    def launch(self, batch: int) -> None:
+        """Runs the plan; stream and device are current."""
+        self._made[batch].run()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes stream and device torch's own for a block."""
+        with self._made[self._last].current():
+            yield
+
+    def close(self) -> None:
+        """Frees arena and graphs; a second call does nothing."""
+        for made in self._made.values():
+            made.close()
+        self._made.clear()
+        self._arena = torch.empty(0, dtype=torch.uint8)
 
 
 def schedule(windows: int, times: Mapping[int, float]) -> list[int]:
@@ -278,6 +356,7 @@ class VolumeRunner:
         ring = self._ring_of(plan)
         for number, batch in enumerate(plan.batches):
             source, output = self._network.tensors(batch.size)
+            self._network.ready(batch.size)
             cut(volume, plan.starts(number), source, self._fill)
             self._network.launch(batch.size)
             keep(output[: batch.count], plan.slots_of(number), ring)
@@ -302,8 +381,3 @@ class VolumeRunner:
         if self._ring.numel() < size:
             self._ring = torch.empty(size, dtype=self._ring.dtype, device=self._ring.device)
         return self._ring[:size].view(shape)
-
-
-def measured(network: WindowNetwork, time_ms: Any) -> dict[int, float]:
-    """Time of a batch of each size; `time_ms` takes a function that launches and returns milliseconds."""
-    return {batch: float(time_ms(lambda b=batch: network.launch(b))) for batch in network.batches}
