@@ -39,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Norm:
-    """An instance norm whose sums are ready: what its consumer needs to apply it.
+    """An instance or group norm whose sums are ready: what its consumer needs to apply it.
 
     Attributes:
         sums: float64 [replicas, N, C, 2], sum and sum of squares.
@@ -47,6 +47,7 @@ class Norm:
         beta: [C] float32.
         eps: added to the variance.
         slope: of the leaky ReLU after it (1 none, 0 ReLU).
+        groups: of neighbouring channels that are normalised together (0: each by itself).
     """
 
     sums: Tensor
@@ -54,6 +55,7 @@ class Norm:
     beta: Tensor
     eps: float = 1e-5
     slope: float = 1.0
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Epilogue:
         slope: of a leaky ReLU (1 none).
         sums: float64 [replicas, N, CO, 2] to which the norm's sums are added; zeroed by the caller.
         inverse: 1 / scale of an 8-bit output.
+        residual: [N, DO, HO, WO, CO] float16, added after the bias, before activation and sums (Hopper's kernels).
     """
 
     scale: Tensor | None = None
@@ -73,6 +76,7 @@ class Epilogue:
     slope: float = 1.0
     sums: Tensor | None = None
     inverse: float = 1.0
+    residual: Tensor | None = None
 
 
 PLAIN = Epilogue()

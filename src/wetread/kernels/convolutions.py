@@ -83,8 +83,8 @@ def conv3d(
     if tile.family == "march":
         from wetread.kernels.hopper import march
 
-        require(not parts and out.dtype == torch.float16, "a float16 output without parts for march")
-        march.conv3d_march(x, weights[0], out, epilogue, norm, in_inverse)
+        require(not parts, "no split K in march")
+        march.conv3d_march(x, weights[0], out, epilogue, norm, in_inverse, tile.bn)
     elif tile.family == "taps":
         _taps(x, weights, out, tile, epilogue)
     else:

@@ -175,7 +175,7 @@ def _pairs(problem: Problem) -> list[Tile]:
 def pack(weight: Tensor, channels: Sequence[int], tile: Tile) -> list[Tensor]:
     """A layer's weights [CO, sum of channels, ...] as the tile's kernel reads them."""
     if tile.family == "march":
-        return [march.pack(weight, channels)]
+        return [march.pack(weight, channels, tile.bn)]
     each = weights.pack_pairs if tile.family == "pairs" else weights.pack_rows
     return [each(part.contiguous()) for part in weight.split(list(channels), 1)]
 

@@ -17,7 +17,7 @@ import torch
 from wetread.errors import EngineError, EngineUnavailableError
 
 # cuda.h: CUtensorMapDataType, CUtensorMapSwizzle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_TYPES = {torch.float16: 6, torch.int8: 0, torch.float8_e4m3fn: 0}
+_TYPES = {torch.float16: 6, torch.int8: 0, torch.uint8: 0, torch.float8_e4m3fn: 0}
 _SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}
 _MAX_SHARED = 8
 

@@ -1,48 +1,32 @@
 // 3x3x3 convolution, stride 1, pad 1, channels last, for Hopper (sm_90a).
 //
-// A block computes 32 output channels of a 16 x 16 column (H x W) and marches along D. The input plane of the
+// A block computes OUT output channels (32 or 48) of a 16 x 16 column (H x W) and marches along D. The input plane of the
 // column, with its halo of one voxel, lies in shared memory once and is read by the tensor cores at nine shifts
-// (kh, kw): a shift is another start address of the matrix descriptor. One product has N = 96: the 32 outputs of
+// (kh, kw): a shift is another start address of the matrix descriptor. One product has N = 3 * OUT: the outputs of
 // the plane's three depth taps, which belong to the output planes p-1, p, p+1. After plane p, output plane p-1 is
 // complete and leaves; the accumulators move up by one. So activations are loaded from L2 1.27 times instead of
-// 27, and N = 96 asks less of shared memory than the tensor core takes to compute.
+// 27, and N = 96 or 144 asks less of shared memory than the tensor core takes to compute.
 //
 // All weights of the block stay in shared memory, or, with STREAM, arrive with each chunk of a plane. One warp loads planes through tensor maps (outside the tensor
 // they read zero, which is the padding); two warpgroups compute 8 x 16 voxels each. Where a plane is one chunk, one
 // warpgroup stores while the other computes; where it is several, each stores its last plane while the tensor cores
-// work on the next (measured: each way is slower in the other case).
+// work on the next (measured: each way is slower in the other case; 48 outputs leave no registers for it).
 //
 // With NORM the input is raw float16 of a convolution before: seven more warps normalise each plane in shared
 // memory (a, b from the float64 sums), apply the leaky ReLU, write zero where the padding is, and round to the type
 // of the product. Float16 stays where it arrived; 8-bit values go to a ring of their own.
 //
-// Set from outside: KIND (0 float16, 1 int8, 2 float8 e4m3), S (bytes of a voxel in a chunk of channels: 32, 64 or
-// 128, the swizzle's width), CHUNKS (chunks of both inputs), CHUNKS0 (of the first), STAGES, SCALED, BIASED,
-// LEAKY, STATS, NORM, RAWS (raw planes in
-// flight, 8 bits only), STREAM; and WGMMA, the instruction with its 48 registers.
+// Set from outside, besides what common.cu needs: OUT, CHUNKS (chunks of both inputs), CHUNKS0 (of the first), STAGES, NORM, RAWS
+// (raw planes in flight, 8 bits only), STREAM; and MARCH_PRODUCT, the instruction with its 3 * OUT / 2 registers.
 
 #if STREAM && NORM
 #error "weights that arrive with the planes and a norm on load are not made for one another"
 #endif
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef long long i64;
-
-struct alignas(64) TensorMap { u64 opaque[16]; };
-
-#if KIND == 1
-typedef int acc_t;
-#define HOLD(v) "+r"(v)
-#else
-typedef float acc_t;
-#define HOLD(v) "+f"(v)
-#endif
-
 constexpr int EDGE = 18;                                     // 16 outputs and a halo
 constexpr int PLANE = EDGE * EDGE * S;                       // bytes that arrive
 constexpr int STAGE = (PLANE + 1023) / 1024 * 1024;
-constexpr int TAP = 96 * S;                                  // bytes of one (kh, kw): 3 depth taps x 32 outputs
+constexpr int TAP = 3 * OUT * S;                             // bytes of one (kh, kw): 3 depth taps x OUT outputs
 constexpr int WEIGHTS = STREAM ? 0 : 9 * CHUNKS * TAP;      // that stay
 constexpr int HELD = STAGE + (STREAM ? 9 * TAP : 0);         // of one stage
 constexpr int KSTEPS = S / 32;                               // one instruction takes 32 bytes of K
@@ -52,115 +36,17 @@ constexpr int RAW_PLANE = EDGE * EDGE * CH * 2;
 constexpr int RAW_STAGE = (RAW_PLANE + 1023) / 1024 * 1024;
 constexpr int RAW_RING = APART ? RAWS : 0;
 constexpr int WORKERS = NORM ? 7 : 0;                        // warps that normalise
-constexpr u64 LAYOUT = S == 128 ? 1 : S == 64 ? 2 : 3;
+constexpr int ACC = 3 * OUT / 2, DONE = OUT / 2;             // registers of 64 voxels: three planes, one
+constexpr bool LATER = CHUNKS > 1 && OUT == 32;
+constexpr int FEW = !NORM ? 40 : OUT == 48 ? 48 : CHUNKS > 1 ? 56 : 80;  // registers of the warps that load, and of those
+constexpr int MANY = !NORM ? 232 : OUT == 48 ? 208 : CHUNKS > 1 ? 200 : 176;  // that compute
 
-__device__ __forceinline__ void barrier_init(u32 bar, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(u32 bar, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(u32 bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u32 bar, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra ready;\nbra again;\nready:\n}" ::"r"(bar),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void load_plane(u32 to, const TensorMap* map, u32 bar, int c, int w, int h, int d, int n) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
-      "[%2];" ::"r"(to), "l"(map), "r"(bar), "r"(c), "r"(w), "r"(h), "r"(d), "r"(n)
-      : "memory");
-}
-__device__ __forceinline__ void load_rows(u32 to, const TensorMap* map, u32 bar, int c, int row) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
-      "l"(map), "r"(bar), "r"(c), "r"(row)
-      : "memory");
-}
-// K-major operand: groups of eight rows of S bytes, `group` bytes apart
-__device__ __forceinline__ u64 describe(u32 at, u32 group) {
-  return (u64)((at & 0x3FFFF) >> 4) | (1ull << 16) | ((u64)(group >> 4) << 32) | (LAYOUT << 62);
-}
-__device__ __forceinline__ void wgmma(acc_t (&d)[48], u64 a, u64 b) { WGMMA; }
-
-// keeps the compiler from moving uses of accumulators across the instructions that start and end a product
-__device__ __forceinline__ void hold(acc_t (&d)[48]) {
-#pragma unroll
-  for (int i = 0; i < 48; i++) asm volatile("" : HOLD(d[i])::"memory");
-}
-
-__device__ __forceinline__ u32 half2(float lo, float hi) {
-  u32 r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-  return r;
-}
-// four lanes hold four words each; afterwards lane j holds word j of lanes 0, 1, 2, 3
-__device__ __forceinline__ void transpose(u32 (&q)[4], int lane) {
-  bool odd = lane & 1, high = lane & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    u32 got = __shfl_xor_sync(0xffffffffu, odd ? q[i] : q[i + 1], 1);
-    if (odd) q[i] = got; else q[i + 1] = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    u32 got = __shfl_xor_sync(0xffffffffu, high ? q[i] : q[i + 2], 2);
-    if (high) q[i] = got; else q[i + 2] = got;
-  }
-}
-
-// what a norm on load reads
-struct Source { const double* sums; const float* gamma; const float* beta; i64 sums_n, sums_r; int replicas; float eps, slope, inverse; };
-
-// eight raw float16 values: a * x + b, leaky ReLU
-__device__ __forceinline__ void normalise(const uint4& in, const float* ab, float slope, float (&v)[8]) {
-  const u32 words[4] = {in.x, in.y, in.z, in.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    float lo, hi;
-    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(lo), "=f"(hi) : "r"(words[i]));
-    lo = fmaf(lo, ab[4 * i], ab[4 * i + 1]);
-    hi = fmaf(hi, ab[4 * i + 2], ab[4 * i + 3]);
-    v[2 * i] = fmaxf(lo, 0.f) + fminf(lo, 0.f) * slope;
-    v[2 * i + 1] = fmaxf(hi, 0.f) + fminf(hi, 0.f) * slope;
-  }
-}
-// the same for an 8-bit operand, two values an instruction: a float16 has digits enough for what is rounded to 8 bits
-__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) { u32 r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c)); return r; }
-__device__ __forceinline__ u32 mul2(u32 a, u32 b) { u32 r; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
-__device__ __forceinline__ u32 add2(u32 a, u32 b) { u32 r; asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
-__device__ __forceinline__ u32 max2(u32 a, u32 b) { u32 r; asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
-__device__ __forceinline__ u32 min2(u32 a, u32 b) { u32 r; asm("min.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b)); return r; }
-__device__ __forceinline__ u32 normalise2(u32 x, u32 a, u32 b, u32 slope) {
-  const u32 z = fma2(x, a, b);
-#if KIND == 1
-  // 1536 leaves the nearest integer, ties to even, in the low byte of a float16
-  return add2(min2(max2(max2(z, mul2(z, slope)), 0xD7F0D7F0u), 0x57F057F0u), 0x66006600u);
-#else
-  return max2(z, mul2(z, slope));
-#endif
-}
-__device__ __forceinline__ u32 bytes(u32 lo, u32 hi) {
-#if KIND == 2
-  u32 r;
-  asm("{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f16x2 l, %1; cvt.rn.satfinite.e4m3x2.f16x2 h, %2; mov.b32 %0, {l, h}; }"
-      : "=r"(r) : "r"(lo), "r"(hi));
-  return r;
-#else
-  return __byte_perm(lo, hi, 0x6420);
-#endif
-}
+__device__ __forceinline__ void wgmma(acc_t (&d)[ACC], u64 a, u64 b) { MARCH_PRODUCT; }
 
 extern "C" __global__ void __launch_bounds__(NORM ? 512 : 384, 1)
 march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1, const __grid_constant__ TensorMap wmap,
-      unsigned short* __restrict__ y, const float* __restrict__ scale, const float* __restrict__ bias,
-      double* __restrict__ sums, float slope, int D, int H, int W, int tiles_h, int tiles_w, int blocks, int segments,
-      int length, i64 yn, i64 yd, i64 yh, i64 yw, i64 sums_n, i64 sums_r, int replicas, const Source source) {
+      int D, int H, int W, int tiles_h, int tiles_w, int blocks, int segments, int length,
+      const __grid_constant__ Output to, const __grid_constant__ Source source) {
   extern __shared__ unsigned char raw[];
   const u32 start = ((u32)__cvta_generic_to_shared(raw) + 1023) & ~1023u;
   const u32 weights = start + STAGES * HELD;
@@ -189,42 +75,28 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
   if (threadIdx.x == 256) {                                   // weights depend on no launch before
     barrier_expect(ready, WEIGHTS);
     for (int i = 0; i < (STREAM ? 0 : 9 * CHUNKS); i++)
-      load_rows(weights + i * TAP, &wmap, ready, 0, (cb * 9 * CHUNKS + i) * 96);
+      load_rows(weights + i * TAP, &wmap, ready, 0, (cb * 9 * CHUNKS + i) * 3 * OUT);
   }
-  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
-  if (NORM && threadIdx.x < CHUNKS * CH) {
-    const int c = threadIdx.x;
-    double total = 0, square = 0;
-    for (int r = 0; r < source.replicas; r++) {
-      const double* from = source.sums + r * source.sums_r + n * source.sums_n + c * 2;
-      total += from[0];
-      square += from[1];
-    }
-    const double voxels = (double)D * H * W, mean = total / voxels;
-    const float variance = (float)(square / voxels - mean * mean);
-    // the 8-bit scale goes into a and b: leaky ReLU keeps positive factors
-    const float a = rsqrtf(fmaxf(variance, 0.f) + source.eps) * source.gamma[c];
-    const float b = source.beta[c] - (float)mean * a;
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(table + 8 * c), "f"(a * source.inverse), "f"(b * source.inverse));
-  }
+  after_previous();
+  if (NORM) norm_table(source, table, CHUNKS * CH, n, (double)D * H * W);
   __syncthreads();
 
   if (warp >= 8) {                                            // the warps that load and normalise
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(!NORM ? 40 : CHUNKS > 1 ? 56 : 80));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW));
     if (warp == 8 && lane == 0) {
       int stage = 0;
       u32 phase = 1;
       constexpr int RING = APART ? RAWS : STAGES;
-      const u32 free = APART ? left : empty, arrived = NORM ? came : full, to = APART ? raws : start;
+      const u32 free = APART ? left : empty, arrived = NORM ? came : full, ring = APART ? raws : start;
       for (int p = 0; p < planes; p++)
         for (int c = 0; c < CHUNKS; c++) {
           barrier_wait(free + 8 * stage, phase);
           barrier_expect(arrived + 8 * stage, (APART ? RAW_PLANE : PLANE) + (STREAM ? 9 * TAP : 0));
           if (STREAM)
             for (int i = 0; i < 9; i++)
-              load_rows(start + stage * HELD + STAGE + i * TAP, &wmap, full + 8 * stage, 0, ((cb * CHUNKS + c) * 9 + i) * 96);
+              load_rows(start + stage * HELD + STAGE + i * TAP, &wmap, full + 8 * stage, 0, ((cb * CHUNKS + c) * 9 + i) * 3 * OUT);
           const bool first = c < CHUNKS0;
-          load_plane(to + stage * (APART ? RAW_STAGE : HELD), first ? &x0 : &x1, arrived + 8 * stage,
+          load_plane(ring + stage * (APART ? RAW_STAGE : HELD), first ? &x0 : &x1, arrived + 8 * stage,
                      (first ? c : c - CHUNKS0) * CH, w0 - 1, h0 - 1, d0 + p - 1, n);
           if (++stage == RING) { stage = 0; phase ^= 1; }
         }
@@ -294,67 +166,29 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       }
     }
   } else {                                                    // the two that compute
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(!NORM ? 232 : CHUNKS > 1 ? 200 : 176));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
     const int group = warp / 4, part = warp % 4;
-    const int quad = lane % 4;
-    acc_t acc[2][48];
+    acc_t acc[2][ACC];
 #pragma unroll
     for (int t = 0; t < 2; t++)
 #pragma unroll
-      for (int i = 0; i < 48; i++) acc[t][i] = 0;
-    float factor[8], addend[8], pivot[8], s1[8], s2[8];
-    float count = 0.f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const int channel = cb * 32 + (i / 2) * 8 + quad * 2 + i % 2;
-      factor[i] = SCALED ? scale[channel] : 1.f;
-      addend[i] = BIASED ? bias[channel] : 0.f;
-      pivot[i] = s1[i] = s2[i] = 0.f;
-    }
-    constexpr bool LATER = CHUNKS > 1;
-    acc_t done[2][16] = {};                                   // a complete plane
+      for (int i = 0; i < ACC; i++) acc[t][i] = 0;
+    Epilogue<OUT, OUT == 32> epilogue(to, cb * OUT, lane);
+    acc_t done[2][DONE] = {};                                 // a complete plane
     auto store = [&](int d) {
 #pragma unroll
-      for (int t = 0; t < 2; t++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-          const int h = h0 + group * 8 + part * 2 + r, w = w0 + t * 8 + lane / 4;
-          const bool inside = h < H && w < W && d >= d0;
-          float v[8];
-#pragma unroll
-          for (int i = 0; i < 8; i++) {
-            v[i] = (float)done[t][(i / 2) * 4 + r * 2 + i % 2];
-            if (SCALED) v[i] *= factor[i];
-            if (BIASED) v[i] += addend[i];
-            if (LEAKY) v[i] = v[i] > 0.f ? v[i] : v[i] * slope;
-          }
-          if (STATS) {                                      // about the thread's first value: nothing cancels
-            if (t == 0 && r == 0) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) pivot[i] = d == d0 ? v[i] : pivot[i];
-              }
-              const float one = inside ? 1.f : 0.f;
-            count += one;
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-              const float about = (v[i] - pivot[i]) * one;
-              s1[i] += about;
-              s2[i] = fmaf(about, about, s2[i]);
-            }
-          }
-          u32 q[4];
-#pragma unroll
-          for (int i = 0; i < 4; i++) q[i] = half2(v[2 * i], v[2 * i + 1]);
-          transpose(q, lane);
-          if (inside)
-            *reinterpret_cast<uint4*>(y + n * yn + d * yd + h * yh + w * yw + cb * 32 + quad * 8) =
-                make_uint4(q[0], q[1], q[2], q[3]);
-        }
+      for (int t = 0; t < 2; t++) {
+        const int h = h0 + group * 8 + part * 2, w = w0 + t * 8 + lane / 4;
+        const bool inside[2] = {h < H && w < W && d >= d0, h + 1 < H && w < W && d >= d0};
+        epilogue.store(to, done[t], inside, n * to.yn + d * to.yd + h * to.yh + w * to.yw, to.yh,
+                       n * to.rn + d * to.rd + h * to.rh + w * to.rw, to.rh, t == 0 && d == d0);
+      }
     };
     barrier_wait(ready, 0);
     int stage = 0;
     u32 phase = 0;
     for (int p = 0; p < planes; p++) {
+#pragma unroll LATER ? CHUNKS : 1
       for (int c = 0; c < CHUNKS; c++) {
         barrier_wait(full + 8 * stage, phase);
         hold(acc[0]);
@@ -380,33 +214,16 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
 #pragma unroll
       for (int t = 0; t < 2; t++)
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < DONE; i++) {
           done[t][i] = acc[t][i];
-          acc[t][i] = acc[t][i + 16];
-          acc[t][i + 16] = acc[t][i + 32];
-          acc[t][i + 32] = 0;
+          acc[t][i] = acc[t][i + DONE];
+          acc[t][i + DONE] = acc[t][i + 2 * DONE];
+          acc[t][i + 2 * DONE] = 0;
           if (LATER) asm volatile("" : HOLD(done[t][i])::"memory");  // copied here, not where it is read
         }
       if (!LATER && p >= 2) store(d0 + p - 2);
     }
     if (LATER) store(d0 + planes - 3);
-    if (STATS) {
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        double k = pivot[i], m = count, a = s1[i];
-        double total = m * k + a, square = (double)s2[i] + 2.0 * k * a + m * k * k;
-#pragma unroll
-        for (int mask = 4; mask < 32; mask *= 2) {
-          total += __shfl_xor_sync(0xffffffffu, total, mask);
-          square += __shfl_xor_sync(0xffffffffu, square, mask);
-        }
-        if (lane < 4) {
-          const int channel = cb * 32 + (i / 2) * 8 + quad * 2 + i % 2;
-          double* to = sums + blockIdx.x % replicas * sums_r + n * sums_n + channel * 2;
-          atomicAdd(to, total);
-          atomicAdd(to + 1, square);
-        }
-      }
-    }
+    if (STATS) epilogue.flush(to, n);
   }
 }
