@@ -10,7 +10,7 @@ from wetread.package.manifest import (
     TensorEntry,
     file_sha256,
 )
-from wetread.package.package import Package, bytes_sha256, embedded_names
+from wetread.package.package import Package, bytes_sha256, embedded_names, user_cache
 from wetread.package.write import Contents, NetworkFile, write_package
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "bytes_sha256",
     "embedded_names",
     "file_sha256",
+    "user_cache",
     "write_package",
 ]

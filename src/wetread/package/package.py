@@ -262,9 +262,13 @@ class Package:
         """Where what belongs to one device may lie: in the package, and in the user's cache."""
         if not _FINGERPRINT.match(fingerprint):
             raise PackageError(f"{fingerprint!r} is no fingerprint: letters, digits, dot, dash, underscore")
-        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        elsewhere = Path(os.environ.get("WETREAD_CACHE") or Path(user) / "wetread")
-        return self.path / "engines" / fingerprint, elsewhere / self.hash[:16] / fingerprint
+        return self.path / "engines" / fingerprint, user_cache() / self.hash[:16] / fingerprint
+
+
+def user_cache() -> Path:
+    """``$WETREAD_CACHE``, or wetread's folder in the user's cache; it may not exist yet."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("WETREAD_CACHE") or Path(user) / "wetread")
 
 
 def embedded_names() -> list[str]:

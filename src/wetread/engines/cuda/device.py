@@ -12,6 +12,7 @@ from wetread import __version__
 from wetread.engines import processor
 from wetread.engines.cuda.faults import Guard, guard_of
 from wetread.engines.cuda.operations import Target
+from wetread.engines.cuda.tuner import target
 from wetread.errors import EngineUnavailableError
 
 
@@ -61,11 +62,8 @@ class Device:
         guard = guard_of(f"cuda:{index}")
         guard.check()
         found = torch.cuda.get_device_properties(index)
-        shared = getattr(found, "shared_memory_per_block_optin", 48 * 1024)
-        capability = (int(found.major), int(found.minor))
-        target = Target(capability, int(shared), int(found.multi_processor_count))
-        name = f"{found.name} sm_{capability[0]}{capability[1]}"
-        return cls(torch.device("cuda", index), name, target, guard)
+        name = f"{found.name} sm_{found.major}{found.minor}"
+        return cls(torch.device("cuda", index), name, target(torch.device("cuda", index)), guard)
 
     @property
     def gpu(self) -> bool:
