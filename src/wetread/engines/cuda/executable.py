@@ -77,6 +77,11 @@ class Executable(Closing):
         """Device memory beside the weights, in bytes."""
         return self._own_bytes + self._pool_bytes
 
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """A function for each step, in order, which launches it on torch's current stream: for timing steps alone."""
+        return tuple(self._launches)
+
     @contextmanager
     def current(self) -> Iterator[None]:
         """Makes device and stream torch's own for a block."""

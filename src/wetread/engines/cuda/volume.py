@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from wetread.engines.common import Closing
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.executable import Executable
-from wetread.engines.cuda.plan import Plan
+from wetread.engines.cuda.plan import Launch, Plan
 from wetread.engines.cuda.store import Store
 from wetread.errors import EngineError, NotFiniteError
 from wetread.kernels.volume import AxisTables, cut, keep, stitch
@@ -178,6 +178,10 @@ class PlannedNetwork(Closing):
     def launch(self, batch: int) -> None:
         """Runs the plan; stream and device are current."""
         self._made[batch].run()
+
+    def launches(self, batch: int) -> tuple[Launch, ...]:
+        """The steps of a batch's plan, to be launched one by one; what they launch goes to torch's current stream."""
+        return self._made[batch].launches
 
     @contextmanager
     def current(self) -> Iterator[None]:
