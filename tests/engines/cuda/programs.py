@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
 from wetread.engines.cuda.operations import Arrays, Kernel, Operation, Target
@@ -47,7 +48,7 @@ def wrong(op: Operation, step: Step, at: Arrays) -> Callable[[], None]:
 
     def run() -> None:
         op.reference(step, at)
-        at.outputs["y"].select(0, 0).select(0, 0).select(0, 0).select(0, 0)[0] += 1.0
+        at.outputs["y"].select(0, 0).select(0, 0).select(0, 0).select(0, 0)[0] += 0.1
 
     return run
 
@@ -104,6 +105,17 @@ def crash(op: Operation, step: Step, at: Arrays) -> Callable[[], None]:
 
 FAMILIES = {"right": right, "slow": right, "library like": right, "wrong": wrong, "lazy": lazy, "moving": moving,
             "outside": outside, "spoils": spoils, "crash": crash}  # fmt: skip
+
+
+HOMES = ("arena", "plan", "execute", "trial", "tuner", "steptable")
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Affine:
+    """Puts `affine` in place of the operations that ship, wherever they are looked up."""
+    made = Affine()
+    for home in HOMES:
+        monkeypatch.setattr(f"wetread.engines.cuda.{home}.operation", lambda name: made)
+    return made
 
 
 def maps(shape: tuple[int, ...], dtype: str = "float16", **more: object) -> TensorSpec:

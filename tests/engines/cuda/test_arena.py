@@ -18,8 +18,7 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture(autouse=True)
 def affine(monkeypatch):
-    made = programs.Affine()
-    monkeypatch.setattr(arena, "operation", lambda name: made)
+    return programs.install(monkeypatch)
 
 
 def check(blocks, offsets, size):

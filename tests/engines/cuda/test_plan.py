@@ -11,8 +11,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from tests.engines.cuda import programs  # noqa: E402
-from wetread.engines.cuda import arena  # noqa: E402
-from wetread.engines.cuda import plan as plans  # noqa: E402
 from wetread.engines.cuda.execute import run_reference  # noqa: E402
 from wetread.engines.cuda.operations import Packs  # noqa: E402
 from wetread.engines.cuda.plan import Plan  # noqa: E402
@@ -24,12 +22,7 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture(autouse=True)
 def affine(monkeypatch):
-    """The operation of these programs, in place of those that ship."""
-    made = programs.Affine()
-    for module in (arena, plans):
-        monkeypatch.setattr(module, "operation", lambda name: made)
-    monkeypatch.setattr("wetread.engines.cuda.execute.operation", lambda name: made)
-    return made
+    return programs.install(monkeypatch)
 
 
 def tuned(**more):

@@ -1,0 +1,354 @@
+"""Chooses the kernel of each step: candidates are compiled, compared with the reference, timed; the fastest stays.
+
+    program = tune(lowered, target(), Options(cache=TimingCache(path, stamp()), log=print))
+
+Equal problems are timed once. A candidate must give the reference's values before it is timed and the same bits
+afterwards, leave everything else alone, and beat the library. What was measured is read from the cache the next
+time, so a tuned plan reproduces.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from wetread.engines.cuda.cache import Problem, Row, TimingCache, problem_key, problem_of
+from wetread.engines.cuda.clock import Clock, GraphClock
+from wetread.engines.cuda.compiling import Crew, Job, run_all
+from wetread.engines.cuda.operations import Kernel, Target, operation
+from wetread.engines.cuda.plan import Plan, library_settings
+from wetread.engines.cuda.program import Program, Step
+from wetread.engines.cuda.steptable import StepTime, kernel_text, step_table, table_text
+from wetread.engines.cuda.trial import Trial
+from wetread.errors import EngineError, WetreadError
+
+__all__ = [
+    "GraphClock",
+    "Options",
+    "StepTime",
+    "kernel_text",
+    "step_table",
+    "table_text",
+    "target",
+    "tune",
+    "warm",
+]
+LIBRARY_MARGIN = 1.03
+"""The library must be faster by this factor to win: its kernels allocate, and change with its version."""
+FINAL_MARGIN = 1.08
+FINALISTS = 4
+"""Candidates so near to the fastest are timed again in turn: one measurement is no better than a few per cent."""
+
+
+def _silent(_text: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a program is tuned.
+
+    Attributes:
+        cache: of measured times; None times everything and keeps nothing.
+        hints: a cache of another driver, version or batch: its best few are timed instead of all candidates. The
+            entries of `cache` with another stamp serve as hints where this is None and `quick` is set.
+        quick: take hints where there are any.
+        most: candidates of one problem at the most, of those that the operation names first.
+        hinted: candidates of one problem at the most where hints say which.
+        processes: that compile; None takes the processors, 16 at the most; 0 compiles as it goes.
+        clock: that times.
+        log: told one line for each problem.
+    """
+
+    cache: TimingCache | None = None
+    hints: TimingCache | None = None
+    quick: bool = False
+    most: int = 48
+    hinted: int = 4
+    processes: int | None = None
+    clock: Clock = field(default_factory=GraphClock)
+    log: Callable[[str], None] = _silent
+
+
+def target(device: torch.device | str | int | None = None) -> Target:
+    """What kernels are chosen for.
+
+    Args:
+        device: None takes torch's current GPU, or the CPU where there is none.
+    """
+    on_cpu = device is not None and torch.device(device).type == "cpu"
+    if on_cpu or not torch.cuda.is_available():
+        return Target(interpreted=os.environ.get("TRITON_INTERPRET") == "1")
+    found = torch.cuda.get_device_properties(device)
+    shared = int(getattr(found, "shared_memory_per_block_optin", 0) or found.shared_memory_per_block)
+    return Target((found.major, found.minor), shared, found.multi_processor_count)
+
+
+def tune(
+    program: Program, device_target: Target, options: Options | None = None,
+    device: torch.device | str | None = None,
+) -> Program:  # fmt: skip
+    """The program with a kernel chosen for every step.
+
+    Where own kernels do not run (sm_75, the CPU) every step is the library's and nothing is timed.
+
+    Args:
+        program: lowered, weights on the CPU.
+        device_target: from `target`.
+        options: cache, hints, clock, log.
+        device: where to time; None takes torch's current GPU, or the CPU under Triton's interpreter.
+
+    Raises:
+        EngineError: the device failed while a candidate ran on it; what was measured before is in the cache.
+    """
+    options = options or Options()
+    if not device_target.triton or find_spec("triton") is None:
+        return _with_kernels(program, {})
+    where = torch.device(device or ("cpu" if device_target.interpreted else "cuda"))
+    found: dict[str, list[Row]] = {}
+    keys: dict[str, str] = {}
+    todo: list[_Problem] = []
+    for step in program.steps:
+        problem = problem_of(step, program)
+        keys[step.name] = key = problem_key(problem)
+        if key in found or any(each.key == key for each in todo):
+            continue
+        known = options.cache.get(problem) if options.cache else None
+        if known is not None:
+            found[key] = known
+            continue
+        candidates = _candidates(step, program, device_target, problem, options)
+        if len(candidates) > 1:
+            todo.append(_Problem(key, problem, step, candidates))
+        else:
+            found[key] = [Row(candidates[0], 0.0)]
+    options.log(f"{len(program.steps)} steps, {len(todo)} problems to time, "
+                f"{sum(len(each.candidates) for each in todo)} candidates")  # fmt: skip
+    found |= _measured(program, todo, options, where)
+    kernels = {name: found[key][0].kernel if found[key] else None for name, key in keys.items()}
+    tuned = _with_kernels(program, kernels)
+    warm(tuned, options, where)
+    return tuned
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A step that stands for all of its kind, and the kernels to time for it (None is the library)."""
+
+    key: str
+    problem: Problem
+    step: Step
+    candidates: Sequence[Kernel | None]
+
+
+def _with_kernels(program: Program, kernels: Mapping[str, Kernel | None]) -> Program:
+    steps = [step.with_kernel(kernels.get(step.name)) for step in program.steps]
+    return replace(program, steps=steps)
+
+
+def _candidates(
+    step: Step, program: Program, device_target: Target, problem: Problem, options: Options
+) -> list[Kernel | None]:
+    """Own kernels, likely winners first, and the library; of these the hinted ones where hints are wanted."""
+    own = [dict(kernel) for kernel in operation(step.op).kernels(step, program, device_target)]
+    every: list[Kernel | None] = [*own[: options.most], None]
+    hints = options.hints or (options.cache if options.quick else None)
+    if hints is None:
+        return every
+    # a hint from an older version may name a kernel that is no longer offered
+    hinted = [kernel for kernel in hints.hints(problem) if kernel is None or dict(kernel) in own]
+    return hinted[: options.hinted] if any(kernel is not None for kernel in hinted) else every
+
+
+def _measured(
+    program: Program, todo: Sequence[_Problem], options: Options, device: torch.device
+) -> dict[str, list[Row]]:
+    started = time.monotonic()
+    jobs = {f"{each.key} {i}": (each.step.name, kernel) for each in todo
+            for i, kernel in enumerate(each.candidates) if kernel is not None}  # fmt: skip
+    failed = compile_all(program, jobs, options, device)
+    if jobs:
+        options.log(f"compiled in {time.monotonic() - started:.0f} s, {len(failed)} candidates drop out")
+    found = {}
+    with library_settings(program.precision):
+        for each in todo:
+            runnable = [kernel for i, kernel in enumerate(each.candidates) if f"{each.key} {i}" not in failed]
+            rows = measure(program, each.step, runnable, options, device)
+            if options.cache is not None:
+                options.cache.put(each.problem, rows)
+            found[each.key] = rows
+    return found
+
+
+def measure(
+    program: Program, step: Step, candidates: Sequence[Kernel | None], options: Options, device: torch.device
+) -> list[Row]:
+    """Compares and times the candidates of one step.
+
+    Returns:
+        Those that gave the right values, fastest first; empty where none did, which the log says.
+
+    Raises:
+        EngineError: the device failed.
+    """
+    trial = Trial(step, program, device)
+    trial.learn()
+    rows: list[Row] = []
+    runs: dict[int, Callable[[], None]] = {}
+    refused: list[str] = []
+    for kernel in candidates:
+        best = min((row.us for row in rows), default=float("inf"))
+        try:
+            run = trial.launcher(kernel)
+            row = _timed(trial, kernel, run, options.clock, best)
+        except Exception as error:  # noqa: BLE001  (compilers and drivers raise anything; the candidate drops out)
+            _still_alive(device, step, kernel, error)
+            what = error.what if isinstance(error, WetreadError) else f"{type(error).__name__}: {error}"
+            refused.append(f"{kernel_text(kernel)}: {' '.join(what.split())[:120]}")
+            continue
+        runs[id(row)] = run
+        rows.append(row)
+    rows = _final(rows, runs, trial, options.clock)
+    rows.sort(key=lambda row: row.us * (LIBRARY_MARGIN if row.kernel is None else 1.0))
+    for text in refused:
+        options.log(f"  {step.name}: drops out: {text}")
+    if rows:
+        second = f", then {rows[1].us:.1f} {kernel_text(rows[1].kernel)}" if len(rows) > 1 else ""
+        options.log(f"  {step.name}: {rows[0].us:.1f} µs {kernel_text(rows[0].kernel)}{second}; "
+                    f"{len(rows)} of {len(candidates)} agree")  # fmt: skip
+    else:
+        options.log(f"  {step.name}: no candidate agrees with the reference; the library runs it")
+    return rows
+
+
+def _timed(trial: Trial, kernel: Kernel | None, run: Callable[[], None], clock: Clock, best_us: float) -> Row:
+    """One candidate: right before it is timed, the same bits afterwards, and again on poisoned outputs."""
+    trial.reset()
+    run()
+    error = trial.compare()
+    trial.reset()
+    run()
+    first = trial.outputs()
+    us = clock.time_us(run, best_us)
+    moved = WetreadError("its values move from run to run")
+    if kernel is not None and not trial.same(first):
+        raise moved
+    trial.reset()
+    run()
+    if kernel is not None and not trial.same(first):
+        raise moved
+    trial.compare()
+    return Row(kernel, us, error)
+
+
+def _final(
+    rows: Sequence[Row], runs: Mapping[int, Callable[[], None]], trial: Trial, clock: Clock
+) -> list[Row]:
+    """Times those near the fastest again, in turn, and takes each one's median."""
+    ranked = sorted(rows, key=lambda row: row.us)
+    near = [row for row in ranked[:FINALISTS] if row.us <= FINAL_MARGIN * ranked[0].us]
+    if len(near) < 2:
+        return list(ranked)
+    trial.reset()
+    times: list[list[float]] = [[row.us] for row in near]
+    for _ in range(2):
+        for i, row in enumerate(near):
+            times[i].append(clock.time_us(runs[id(row)]))
+    again = [replace(row, us=float(statistics.median(t))) for row, t in zip(near, times, strict=True)]
+    return [*again, *ranked[len(near) :]]
+
+
+def _still_alive(device: torch.device, step: Step, kernel: Kernel | None, error: Exception) -> None:
+    """A fault of the device ends all work in this process."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as fault:
+        raise EngineError(
+            f"the device failed while {kernel_text(kernel)} ran: {error}",
+            where=step.name,
+            todo="tune again; what was measured before is kept",
+        ) from fault
+
+
+def compile_all(
+    program: Program, jobs: Mapping[str, tuple[str, Kernel | None]], options: Options, device: torch.device
+) -> dict[str, str]:
+    """Launches kernels once each in worker processes, which fill the kernels' caches on disk.
+
+    Args:
+        program: its weights travel by a plan on disk.
+        jobs: step's name and kernel, by any key.
+        options: for the number of processes and the log.
+        device: of the launches.
+
+    Returns:
+        What went wrong, by key; not what only a worker's share of memory was too small for.
+    """
+    processes = options.processes
+    if processes is None:
+        processes = 0 if device.type == "cpu" else min(os.cpu_count() or 1, 16)
+    if not processes or not jobs:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="wetread-tuning-") as folder:
+        Plan.make(_with_kernels(program, {})).save(folder, "tuned")
+        crew = Crew(_start, _launch, (folder, str(device)), _lost)
+        failed = run_all([Job(key, payload) for key, payload in jobs.items()], crew, processes)
+    for key, text in failed.items():
+        options.log(f"  {jobs[key][0]}: drops out: {kernel_text(jobs[key][1])}: {text}")
+    return {key: text for key, text in failed.items() if not text.startswith("OutOfMemoryError")}
+
+
+def warm(program: Program, options: Options | None = None, device: torch.device | str = "cuda") -> None:
+    """Compiles the kernels of a tuned program in parallel, where the caches on disk lack them."""
+    jobs = {step.name: (step.name, step.kernel) for step in program.steps if step.kernel is not None}
+    compile_all(program, jobs, options or Options(), torch.device(device))
+
+
+@dataclass
+class _Shop:
+    """A worker's plan and the trial it launched on last."""
+
+    program: Program
+    device: torch.device
+    trial: Trial | None = None
+
+
+def _start(folder: str, device: str) -> _Shop:
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    if where.type == "cuda":
+        torch.zeros(1, device=where)
+    return _Shop(Plan.load(Path(folder), "tuned").program, where)
+
+
+def _launch(shop: _Shop, payload: tuple[str, Kernel | None]) -> None:
+    name, kernel = payload
+    if shop.trial is None or shop.trial.step.name != name:
+        shop.trial = None  # its memory goes before the next is made
+        step = next(step for step in shop.program.steps if step.name == name)
+        shop.trial = Trial(step, shop.program, shop.device, filled=False)
+    with library_settings(shop.program.precision):
+        shop.trial.launcher(kernel)()
+    if shop.device.type == "cuda":
+        torch.cuda.synchronize(shop.device)
+
+
+def _lost(shop: _Shop) -> bool:
+    """Whether a fault has made the worker's device context useless."""
+    if shop.device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(shop.device)
+    except RuntimeError:
+        return True
+    return False

@@ -1,0 +1,40 @@
+"""Workers that compile: what fails, dies or hangs there drops out, and the rest is done all the same."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.engines.cuda import crew as bad  # noqa: E402
+from wetread.engines.cuda.compiling import Crew, Job, run_all  # noqa: E402
+
+pytestmark = pytest.mark.peer
+
+
+def test_all_jobs_are_done_whatever_happens_to_workers(tmp_path):
+    whats = ["", "raise", "", "die", "", "lost", "", "hang", ""]
+    jobs = [Job(f"j{i}", f"j{i} {what}".strip()) for i, what in enumerate(whats)]
+    failed = run_all(jobs, Crew(bad.start, bad.task, (str(tmp_path),), bad.lost), 2, timeout_s=2.0)
+    assert {key: text.split(":")[0] for key, text in failed.items()} == {
+        "j1": "ValueError", "j3": "its process died (exit code 7)", "j5": "RuntimeError",
+        "j7": "took longer than 2 s",
+    }  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["j0", "j2", "j4", "j6", "j8"]
+
+
+def test_a_worker_goes_on_after_a_failure_that_is_none_of_its_own(tmp_path):
+    jobs = [Job("a", "a raise"), Job("b", "b"), Job("c", "c")]
+    (tmp_path / "never lost").touch()
+    failed = run_all(jobs, Crew(bad.start, bad.task, (str(tmp_path),), bad.lost), 1)
+    assert set(failed) == {"a"}
+    assert (tmp_path / "b").read_text() == (tmp_path / "c").read_text()  # one process
+
+
+def test_workers_that_cannot_start(tmp_path):
+    failed = run_all([Job("a", "a"), Job("b", "b")], Crew(bad.start_badly, bad.task, (str(tmp_path),)), 2)
+    assert set(failed) >= {"a", "b"}
+
+
+def test_nothing_to_do(tmp_path):
+    assert run_all([], Crew(bad.start, bad.task, (str(tmp_path),)), 4) == {}
