@@ -1,4 +1,4 @@
-"""wetread's side of the GPU benchmarks: plans made by the engine's own way, networks ready to run, steps timed alone."""
+"""wetread on the GPU benchmarks: plans made as the engine makes them, networks ready to run, steps timed alone."""
 
 from __future__ import annotations
 
