@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from wetread.engines.cuda.lower import handlers
 from wetread.engines.cuda.lower.edit import rename
-from wetread.engines.cuda.lower.lowering import ACTIVATIONS, HANDLERS, Lowering
+from wetread.engines.cuda.lower.lowering import ACTIVATIONS, HANDLERS, Lowering, Stored
+from wetread.engines.cuda.lower.passes import passes
 from wetread.engines.cuda.program import Program, TensorSpec, channels_last, row_major
 from wetread.errors import EngineError
 from wetread.graph import Graph
@@ -33,7 +34,11 @@ def lower(
         GraphError: the network does not take this window.
         UnsupportedOperatorError: an operator that the engine does not know; names the node.
     """
-    program = trace(graph, window, batch, precision, input_dtype=input_dtype, output_dtype=output_dtype)
+    program, stored = trace(
+        graph, window, batch, precision, input_dtype=input_dtype, output_dtype=output_dtype
+    )
+    for _, apply in passes(stored):
+        apply(program)
     program.verify()
     return program
 
@@ -41,8 +46,12 @@ def lower(
 def trace(
     graph: Graph, window: Sequence[int], batch: int, precision: str, *, input_dtype: str | None = None,
     output_dtype: str | None = None,
-) -> Program:  # fmt: skip
-    """The first phase alone: one primitive step for each node; see `lower`."""
+) -> tuple[Program, dict[str, Stored]]:  # fmt: skip
+    """The first phase alone: one primitive step for each node; see `lower`.
+
+    Returns:
+        The program, and the weights that the graph keeps in eight bits.
+    """
     if precision not in ACTIVATIONS:
         raise EngineError(f"there is no precision {precision!r}", todo=f"use one of {', '.join(ACTIVATIONS)}")
     handlers.load()
@@ -64,7 +73,7 @@ def trace(
                 handler(low, node)
     for name in program.outputs:
         _output(low, name, output_dtype)
-    return program
+    return program, low.stored
 
 
 def _input(low: Lowering, name: str, dtype: str | None) -> None:
