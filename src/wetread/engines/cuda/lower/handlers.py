@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
-_MODULES = ("convolutions", "norms", "moves", "quantised", "simple", "transformer")
+_MODULES = ("convolutions", "norms", "moves", "quantised", "simple", "transformer", "windows")
 
 
 @cache
