@@ -6,15 +6,20 @@ NVRTC comes with torch; the driver with the GPU. Everything runs in torch's own 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wetread.errors import EngineError, EngineUnavailableError
+from wetread.errors import EngineError, EngineUnavailableError, OutputError
+from wetread.package import user_cache
+from wetread.storage import write_bytes
 
 # cuda.h: CUtensorMapDataType, CUtensorMapSwizzle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _TYPES = {torch.float16: 6, torch.int8: 0, torch.uint8: 0, torch.float8_e4m3fn: 0}
@@ -63,11 +68,31 @@ def _check(result: int, what: str) -> None:
 
 
 def compile_source(source: str, arch: str, defines: Sequence[str] = ()) -> bytes:
-    """A cubin for `arch` (such as "sm_90a"). Needs no device.
+    """A cubin for `arch` (such as "sm_90a"), from the cache on disk where it was compiled before. Needs no device.
 
     Raises:
         EngineError: with the compiler's log.
     """
+    key = hashlib.sha256(json.dumps([source, arch, sorted(defines), _nvrtc_version()]).encode()).hexdigest()
+    path = user_cache() / "kernels" / f"{key}.cubin"
+    with suppress(OSError):
+        kept = path.read_bytes()
+        # its own hash first: a file that was cut off or changed is compiled again
+        if kept[:32] == hashlib.sha256(kept[32:]).digest():
+            return kept[32:]
+    cubin = _compile(source, arch, defines)
+    with suppress(OutputError):  # a folder that cannot be written to only costs time
+        write_bytes(path, hashlib.sha256(cubin).digest() + cubin)
+    return cubin
+
+
+def _nvrtc_version() -> list[int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return [major.value, minor.value]
+
+
+def _compile(source: str, arch: str, defines: Sequence[str]) -> bytes:
     lib = _nvrtc()
     program = ctypes.c_void_p()
     lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"wetread.cu", 0, None, None)
@@ -140,7 +165,11 @@ class _Config(ctypes.Structure):
 
 
 def launch(
-    function: ctypes.c_void_p, grid: int, threads: int, shared_bytes: int, arguments: Sequence[Any]
+    function: ctypes.c_void_p,
+    grid: int | tuple[int, int],
+    threads: int,
+    shared_bytes: int,
+    arguments: Sequence[Any],
 ) -> None:
     """Launches on torch's current stream; arguments are ctypes values, or tensors for their pointers.
 
@@ -150,7 +179,7 @@ def launch(
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
     early = _Attribute(6, 0, (ctypes.c_int * 16)(1))
     config = _Config(
-        (grid, 1, 1),
+        (grid, 1, 1) if isinstance(grid, int) else (*grid, 1),
         (threads, 1, 1),
         shared_bytes,
         torch.cuda.current_stream().cuda_stream,
