@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests import networks
 from tests.conftest import ball_recipe, ball_volume, threshold_network
-from wetread.bench import inputs
+from wetread.bench import inputs, run
 from wetread.bench.accuracy import read_windows
 from wetread.bench.drive import RowFailedError, Worker, take_turns
 from wetread.bench.inputs import BenchCase, open_case
@@ -245,6 +245,17 @@ def test_rows_that_are_known_not_to_run(tmp_path, ball_package):
     ]  # fmt: skip
     problems = {row.key: row.problem for row in absent}
     assert "wetread build --precision int8" in problems["wetread int8"]
+
+
+def test_rows_of_gpus(tmp_path, ball_package, monkeypatch):
+    """A float32 network is measured in float32 and in float16 where the backend computes it so."""
+    monkeypatch.setattr(run, "resolve", lambda name: None)
+    package = Package.open(ball_package)
+    tasks, _ = plan_rows(package, find_original(package, QUICK, tmp_path), QUICK, WINDOW)
+    found = {task.key: task for task in tasks if task.backend in ("cuda", "tensorrt")}
+    assert list(found) == ["wetread cuda float32", "wetread cuda float16", "wetread tensorrt float32"]
+    assert [task.arithmetic for task in found.values()] == ["", "float16", ""]
+    assert found["wetread cuda float16"].package == str(package.path)
 
 
 def test_a_reference_that_is_not_float32(tmp_path, ball_package, monkeypatch):

@@ -30,6 +30,7 @@ TOLERANCE = 1e-3
 
 _REFERENCES = ("ONNX Runtime float32", "OpenVINO float32", "wetread float32", "PyTorch eager float32")
 _DEVICES = ("cuda", "tensorrt")
+_HALVES = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,21 @@ def plan_rows(
     else:
         tasks.append(replace(mine, engine="wetread"))
     for backend in _DEVICES:
+        device = replace(mine, engine=f"wetread {backend}", backend=backend)
         try:
             resolve(backend)
-            tasks.append(replace(mine, engine=f"wetread {backend}", backend=backend))
+            tasks += [device, *_lower(device, original)]
         except EngineUnavailableError as error:
             absent.append(Row(f"wetread {backend}", mine.precision, problem=str(error)))
     return tasks, absent
+
+
+def _lower(task: Task, original: OriginalNetworks | None) -> list[Task]:
+    """The float32 network in float16, on a backend that computes float32 networks so."""
+    if task.backend not in _HALVES or original is None:
+        return []
+    half = replace(task, precision="float16", arithmetic="float16", networks=original.networks)
+    return [replace(half, package=original.package, optimise=not original.package)]
 
 
 def find_original(package: Package, options: BenchOptions, folder: Path) -> OriginalNetworks | None:

@@ -28,6 +28,7 @@ class Task:
         package: folder of the package that the networks belong to, whose gate wetread's engine asks; empty for
             plain files, which have none.
         backend: of wetread's engine.
+        arithmetic: precision that is asked of it; empty takes the network's own.
         optimise: whether wetread's graph passes run on a plain file first.
         allow_failed_gate: load an engine whose gate was not passed.
         factory: ``FILE.py:FUNCTION`` that returns a torch module, in place of the ONNX file (benchmarks only: the
@@ -43,6 +44,7 @@ class Task:
     threads: int
     package: str = ""
     backend: str = "openvino"
+    arithmetic: str = ""
     optimise: bool = False
     allow_failed_gate: bool = False
     factory: str = ""

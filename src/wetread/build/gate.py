@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ class GateOptions:
         threads: CPU threads; 0 for all.
         progress: called with (stage, cases done, cases in all).
         first: names of cases to read before the others, as those on which another candidate failed.
+        precision: arithmetic of the candidate; None takes its networks' own. The original runs in its own.
         stop: ends at the first case that no later one can mend (a lost lesion, no reading); the result says so.
     """
 
@@ -55,10 +56,11 @@ class GateOptions:
     progress: Callable[[str, int, int], None] | None = None
     first: tuple[str, ...] = ()
     stop: bool = False
+    precision: str | None = None
 
     def reading(self) -> ReadOptions:
         """Options of the readings; nothing has passed yet, so the gate itself may load what has no gate."""
-        return ReadOptions(self.engine, self.threads, allow_failed_gate=True)
+        return ReadOptions(self.engine, self.threads, allow_failed_gate=True, precision=self.precision)
 
 
 class Reader(Closing):
@@ -160,7 +162,7 @@ class Original:
         """
         if case.digest not in self._answers:
             if self._reader is None:
-                self._reader = Reader(self.package, self._options)
+                self._reader = Reader(self.package, replace(self._options, precision=None))
             self._answers[case.digest] = Answer.of(self._reader.read(case))
         return self._answers[case.digest]
 

@@ -30,6 +30,8 @@ class RegateOptions:
         reference: the float32 original: the model it was built from, or a float32 package of it. None for a
             float32 package, which is then compared with itself on the default backend.
         engine: backend that is judged.
+        precision: arithmetic that is judged, such as ``float16`` for a float32 package on a GPU; None takes the
+            package's own.
         limits: what may be lost.
         trust: originals may be loaded that execute what they hold.
         threads: CPU threads; 0 for all.
@@ -42,6 +44,7 @@ class RegateOptions:
     trust: bool = False
     threads: int = 0
     progress: Progress | None = None
+    precision: str | None = None
 
 
 def regate(package: Package, cases: Path, options: RegateOptions | None = None) -> GateResult:
@@ -60,7 +63,7 @@ def regate(package: Package, cases: Path, options: RegateOptions | None = None) 
     engine = resolve(options.engine).name
     shelf = case_shelf(cases, package.recipe, options.threads)
     check_held_out(shelf.digests(), calibration_digests(package))
-    how = GateOptions(engine, options.threads, options.progress)
+    how = GateOptions(engine, options.threads, options.progress, precision=options.precision)
     with _original(package, options) as (original, notes):
         # the original runs where the candidate does, unless that is what is in question
         beside = how if package.precision != "float32" else replace(how, engine=resolve("auto").name)
@@ -94,11 +97,17 @@ def read_facts(package: Package) -> dict[str, Any]:
 
 
 def _plans(package: Package, fingerprint: str) -> list[str]:
-    """Serialised engines in the device's folder."""
+    """Serialised engines in the device's folder: TensorRT's (whose records lie beside them), or wetread's own plans."""
     folder = package.cache_dir(fingerprint)
     if folder is None:
         return []
-    return sorted(f.name for f in folder.iterdir() if f.suffix in (".plan", ".engine", ".blob"))
+    found = {f.name for f in folder.iterdir()}
+    return sorted(
+        name
+        for name in found
+        if name.endswith((".plan", ".engine", ".blob"))
+        or (name.endswith(".plan.json") and name.removesuffix(".json") not in found)
+    )
 
 
 @contextmanager

@@ -40,8 +40,11 @@ def read(
     force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
     seg: Annotated[str, typer.Option("--seg", help="DICOM SEG type: binary or labelmap.")] = "binary",
     engine: Annotated[
-        str, typer.Option("--engine", help="Backend: auto, openvino, onnxruntime, tensorrt, reference.")
+        str, typer.Option("--engine", help="Backend: auto, openvino, onnxruntime, cuda, tensorrt, reference.")
     ] = "auto",
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Arithmetic, as float16. Default: the network's own.")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads; 0 means all cores.")] = 0,
     allow_failed_gate: Annotated[
         bool, typer.Option("--allow-failed-gate", help="Load an engine without a passed gate; recorded.")
@@ -54,7 +57,9 @@ def read(
     save_options = SaveOptions(seg=cast(SegKind, seg))
     folder = OutputFolder(out if out is not None else default_out(study), force=force)
     folder.check()
-    options = ReadOptions(engine=engine, threads=threads, allow_failed_gate=allow_failed_gate)
+    options = ReadOptions(
+        engine=engine, threads=threads, allow_failed_gate=allow_failed_gate, precision=precision
+    )
     with show.progress(quiet=as_json) as progress:
         try:
             reading = read_study(study, model, options=options, progress=progress)

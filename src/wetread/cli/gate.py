@@ -21,7 +21,13 @@ def gate(
             "--reference", help="The float32 original: the model that was built, or a package of it."
         ),
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="Backend to judge: auto, openvino, …")] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", help="Backend to judge: auto, openvino, cuda, …")
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="Arithmetic to judge, as float16. Default: the package's own."),
+    ] = None,
     max_dice_drop: Annotated[
         float, typer.Option("--max-dice-drop", min=0.0, max=1.0, help="Mean Dice that may be lost.")
     ] = 0.005,
@@ -44,6 +50,7 @@ def gate(
             trust=trust,
             threads=threads,
             progress=progress,
+            precision=precision,
         )
         result = regate(Package.open(package), cases, options)
     if as_json:

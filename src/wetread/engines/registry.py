@@ -87,7 +87,9 @@ BACKENDS = {
             ("onnxruntime",),
             "pip install 'wetread[onnxruntime]'",
         ),
-        Backend("cuda", "wetread.engines.cuda", ("torch", "triton"), "pip install 'wetread[cuda]'"),
+        Backend(
+            "cuda", "wetread.engines.cuda", ("torch", "triton", "safetensors"), "pip install 'wetread[cuda]'"
+        ),
         Backend(
             "tensorrt", "wetread.engines.tensorrt", ("tensorrt", "cuda"), "pip install 'wetread[tensorrt]'"
         ),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from wetread.errors import GateError
-from wetread.package.manifest import Closed, Precision, Sha256
+from wetread.package.manifest import Arithmetic, Closed, Sha256
 
 ANY = "*"
 REFERENCE = "reference"
@@ -29,7 +29,7 @@ class GateRecord(Closed):
     """
 
     backend: str = Field(min_length=1)
-    precision: Precision
+    precision: Arithmetic
     status: Literal["reference", "passed", "failed"]
     cases: int = Field(0, ge=0)
     figures: dict[str, float] = Field(default_factory=dict)

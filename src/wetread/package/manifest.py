@@ -15,6 +15,9 @@ from wetread.errors import PackageError, RecipeError
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Precision = Literal["float32", "float16", "bfloat16", "int8", "float8", "float64"]
 
+Arithmetic = Precision | Literal["tf32"]
+"""What an engine computes in: a graph's precision, or float32 through TensorFloat-32 units."""
+
 _LARGEST_JSON = 16 * 2**20
 
 T = TypeVar("T", bound=BaseModel)

@@ -31,11 +31,13 @@ class ReadOptions:
         engine: backend, or ``auto``.
         threads: CPU threads, 0 for all cores.
         allow_failed_gate: load an engine whose gate was not passed; the reading says so.
+        precision: arithmetic, where the backend has others than the network's own; None takes that.
     """
 
     engine: str = "auto"
     threads: int = 0
     allow_failed_gate: bool = False
+    precision: str | None = None
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -174,6 +176,7 @@ def make_engines(package: Package, options: ReadOptions) -> tuple[list[Engine], 
                 package,
                 options.engine,
                 model=index,
+                precision=options.precision,
                 threads=options.threads or None,
                 override_gate=options.allow_failed_gate,
             )

@@ -140,11 +140,14 @@ class WetreadPlayer:
                 package,
                 task.backend,
                 model=index,
+                precision=task.arithmetic or None,
                 threads=task.threads,
                 override_gate=task.allow_failed_gate,
             )
         else:
-            engine = make_engine(_plain(task, file), task.backend, threads=task.threads)
+            engine = make_engine(
+                _plain(task, file), task.backend, precision=task.arithmetic or None, threads=task.threads
+            )
         if engine.info.precision != task.precision:
             raise EngineError(
                 f"the engine computes in {engine.info.precision}, the row says {task.precision}",
