@@ -98,8 +98,8 @@ def _output(low: Lowering, name: str, dtype: str | None) -> None:
     if name in low.program.inputs:  # the network returns what it is given
         raise EngineError("an input is returned as output", where=f"{low.where}: {name}")
     if name in low.program.tensors:
-        inner = low.fresh(f"{name}/inner")
+        inner, outputs = low.fresh(f"{name}/inner"), low.program.outputs
         rename(low.program, name, inner)
-        held = inner if held == name else held
+        held, low.program.outputs = inner if held == name else held, outputs
     low.program.tensors[name] = TensorSpec(spec.shape, wanted, planes)
     low.step("copy", f"{name}/out", {"x": held}, {"y": name}, nodes=())

@@ -423,8 +423,11 @@ def _is_embedding(low: Lowering, node: Operation) -> bool:
         "GroupNormalization",
         "wetread.GroupNormalization",
         "BatchNormalization",
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
     )
     readers = low.readers(node.outputs[0])
     held = low.spec(low.value(node.inputs[0])).dtype in ("float16", "bfloat16", "float32")
-    quantised = any(r.operator == "QuantizeLinear" for r in readers)
+    quantised = node.inputs[1] in low.stored or any(r.operator == "QuantizeLinear" for r in readers)
     return held and not quantised and not any(r.operator in norms for r in readers)
