@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -259,7 +260,7 @@ class Resize(Operation):
                 x.device,
             )
             made = (index.T.int().contiguous(), weight.T.float().contiguous())
-            found.append(at.packs.get(key, lambda made=made: made))
+            found.append(at.packs.get(key, partial(_same, made)))
         return found
 
     def work(self, step: Step, program: Program) -> Work:
@@ -267,6 +268,10 @@ class Resize(Operation):
         taps = {"nearest": 0, "linear": 2, "cubic": 4}[step.attributes["mode"]]
         y = program.spec(step.outputs["y"])
         return Work(2 * taps * math.prod(y.shape), super().work(step, program).bytes)
+
+
+def _same(made: Any) -> Any:
+    return made
 
 
 def device_table(
@@ -299,7 +304,7 @@ def doubles(step: Step, size: Sequence[int], out: Sequence[int]) -> bool:
             "exclude_outside"
         )
     index, _ = table(Axis(5, 10, 2.0), a)
-    return a["mode"] == "nearest" and index[:, 0].tolist() == [i // 2 for i in range(10)]
+    return bool(a["mode"] == "nearest") and index[:, 0].tolist() == [i // 2 for i in range(10)]
 
 
 def _by_torch(step: Step, x: Tensor, y: Tensor) -> Tensor | None:
