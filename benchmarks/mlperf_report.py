@@ -25,7 +25,7 @@ the next.
 NVIDIA's figure for its own submission (TensorRT 10.2, INT8, one H200) is {record} samples a second. It comes from
 another machine and another harness (LoadGen, trained weights, KiTS19), so the ratio to it is an orientation.
 
-| engine | samples/s (quartiles) | ms a window, all included | one window alone, ms | TFLOP/s | share of the ceiling | {last}
+| engine | samples/s (quartiles) | ms a window, all included | one window, ms | TFLOP/s | share of ceiling | {last}
 |---|---|---|---|---|---|---|---|---|"""
 LAST_COLUMNS = "peak memory, one window, GiB | relative L2 of logits | foreground Dice |"
 
@@ -92,7 +92,7 @@ def _around(row: dict[str, Any]) -> str:
     share = 1 - row["network_ms_per_window"] / row["ms_per_window"]
     by = ", ".join(f"{batch} at once {ms:.3f}" for batch, ms in row["network_ms_by_batch"].items())
     return (
-        f"- {row['precision']}: {row['samples_per_s'] / RECORD:.2f} of {RECORD}; the network alone in ms a window: {by};\n"
+        f"- {row['precision']}: {row['samples_per_s'] / RECORD:.2f} of {RECORD}; network alone, ms a window: {by};\n"
         f"  cutting, keeping, stitching and uneven batches take {share:.1%}; the ring of outputs\n"
         f"  {row['ring_bytes'] / 2**30:.2f} GiB, all of it {row['peak_bytes'] / 2**30:.2f} GiB."
     )

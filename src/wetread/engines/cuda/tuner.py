@@ -9,11 +9,13 @@ time, so a tuned plan reproduces.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,24 +60,26 @@ class Options:
 
     Attributes:
         cache: of measured times; None times everything and keeps nothing.
-        hints: a cache of another driver, version or batch: its best few are timed instead of all candidates. The
-            entries of `cache` with another stamp serve as hints where this is None and `quick` is set.
-        quick: take hints where there are any.
+        hints: a cache of another driver or version: its best few are timed instead of all candidates, and the first
+            of each family that it does not name.
+        quick: without `hints`, what `cache` knows of the same kernels for another batch or window serves as hints.
         most: candidates of one problem at the most, of those that the operation names first.
         hinted: candidates of one problem at the most where hints say which.
         processes: that compile; None takes the processors, 16 at the most; 0 compiles as it goes.
         clock: that times.
         log: told one line for each problem.
+        compiled: what `compile_many` returned; such candidates are not compiled again.
     """
 
     cache: TimingCache | None = None
     hints: TimingCache | None = None
-    quick: bool = False
-    most: int = 48
-    hinted: int = 4
+    quick: bool = True
+    most: int = 40
+    hinted: int = 6
     processes: int | None = None
     clock: Clock = field(default_factory=GraphClock)
     log: Callable[[str], None] = _silent
+    compiled: Mapping[str, str] | None = None
 
 
 def target(device: torch.device | str | int | None = None) -> Target:
@@ -135,7 +139,8 @@ def tune(
     found |= _measured(program, todo, options, where)
     kernels = {name: found[key][0].kernel if found[key] else None for name, key in keys.items()}
     tuned = _with_kernels(program, kernels)
-    warm(tuned, options, where)
+    if options.compiled is None:
+        warm(tuned, options, where)
     return tuned
 
 
@@ -159,33 +164,97 @@ def _candidates(
 ) -> list[Kernel | None]:
     """Own kernels, likely winners first, and the library; of these the hinted ones where hints are wanted."""
     own = [dict(kernel) for kernel in operation(step.op).kernels(step, program, device_target)]
-    every: list[Kernel | None] = [*own[: options.most], None]
-    hints = options.hints or (options.cache if options.quick else None)
-    if hints is None:
-        return every
+    own = own[: options.most]
+    hinted: list[Kernel | None] = []
+    if options.hints is not None:
+        hinted = options.hints.hints(problem)
+    elif options.quick and options.cache is not None:
+        hinted = options.cache.hints(problem, same_kernels=True)
     # a hint from an older version may name a kernel that is no longer offered
-    hinted = [kernel for kernel in hints.hints(problem) if kernel is None or dict(kernel) in own]
-    return hinted[: options.hinted] if any(kernel is not None for kernel in hinted) else every
+    hinted = [kernel for kernel in hinted if kernel is None or dict(kernel) in own][: options.hinted]
+    if not any(kernel is not None for kernel in hinted):
+        return [*own, None]
+    chosen = [kernel for kernel in hinted if kernel is not None]
+    seen = {kernel.get("family") for kernel in chosen}
+    for kernel in own if options.hints is not None else ():
+        if kernel.get("family") not in seen:
+            seen.add(kernel.get("family"))
+            chosen.append(kernel)
+    return [*chosen, None] if None in hinted else list(chosen)
 
 
 def _measured(
     program: Program, todo: Sequence[_Problem], options: Options, device: torch.device
 ) -> dict[str, list[Row]]:
     started = time.monotonic()
-    jobs = {f"{each.key} {i}": (each.step.name, kernel) for each in todo
-            for i, kernel in enumerate(each.candidates) if kernel is not None}  # fmt: skip
-    failed = compile_all(program, jobs, options, device)
-    if jobs:
+    jobs = _jobs(todo)
+    failed = (
+        dict(options.compiled)
+        if options.compiled is not None
+        else compile_all(program, jobs, options, device)
+    )
+    if jobs and options.compiled is None:
         options.log(f"compiled in {time.monotonic() - started:.0f} s, {len(failed)} candidates drop out")
     found = {}
     with library_settings(program.precision):
         for each in todo:
-            runnable = [kernel for i, kernel in enumerate(each.candidates) if f"{each.key} {i}" not in failed]
+            runnable = [kernel for kernel in each.candidates if _name(each.key, kernel) not in failed]
             rows = measure(program, each.step, runnable, options, device)
             if options.cache is not None:
                 options.cache.put(each.problem, rows)
             found[each.key] = rows
     return found
+
+
+def _name(key: str, kernel: Kernel | None) -> str:
+    return f"{key} {kernel_text(kernel)}"
+
+
+def _jobs(todo: Sequence[_Problem]) -> dict[str, tuple[str, Kernel | None]]:
+    return {_name(each.key, kernel): (each.step.name, kernel) for each in todo for kernel in each.candidates
+            if kernel is not None}  # fmt: skip
+
+
+def compile_many(
+    programs: Sequence[Program], device_target: Target, options: Options, device: torch.device | str
+) -> dict[str, str]:
+    """Compiles the candidates of several programs side by side, before they are tuned one after the other.
+
+    Args:
+        programs: lowered.
+        device_target: from `target`.
+        options: `processes` is the number for all of them together.
+        device: of the launches.
+
+    Returns:
+        What went wrong, for `Options.compiled`.
+    """
+    work: list[tuple[Program, dict[str, tuple[str, Kernel | None]]]] = []
+    seen: set[str] = set()
+    for program in programs:
+        todo = []
+        for step in program.steps:
+            problem = problem_of(step, program)
+            key = problem_key(problem)
+            known = options.cache.get(problem) if options.cache else None
+            if key not in seen:
+                rows = [row.kernel for row in known[:1]] if known else None
+                found = rows or _candidates(step, program, device_target, problem, options)
+                todo.append(_Problem(key, problem, step, found))
+            seen.add(key)
+        work.append((program, _jobs(todo)))
+    total = max(1, sum(len(jobs) for _, jobs in work))
+    processes = options.processes or min(os.cpu_count() or 1, 16)
+
+    def one(item: tuple[Program, dict[str, tuple[str, Kernel | None]]]) -> dict[str, str]:
+        share = max(1, round(processes * len(item[1]) / total))
+        return compile_all(item[0], item[1], replace(options, processes=share), torch.device(device))
+
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(max(1, len(work))) as pool:
+        for each in pool.map(one, work):
+            failed |= each
+    return failed
 
 
 def measure(
@@ -199,12 +268,19 @@ def measure(
     Raises:
         EngineError: the device failed.
     """
-    trial = Trial(step, program, device)
-    trial.learn()
+    try:
+        trial = Trial(step, program, device)
+        trial.learn()
+    except Exception as error:  # noqa: BLE001  (out of memory, an operator without a kernel for this type)
+        _still_alive(device, step, None, error)
+        options.log(f"  {step.name}: its reference does not run here, so the library runs it: {error}")
+        return []
     rows: list[Row] = []
     runs: dict[int, Callable[[], None]] = {}
     refused: list[str] = []
     for kernel in candidates:
+        if kernel is None and rows and _eight_bit(step, program):
+            continue  # libraries have no 8-bit convolutions in 3D: theirs are in float32
         best = min((row.us for row in rows), default=float("inf"))
         try:
             run = trial.launcher(kernel)
@@ -294,9 +370,7 @@ def compile_all(
     Returns:
         What went wrong, by key; not what only a worker's share of memory was too small for.
     """
-    processes = options.processes
-    if processes is None:
-        processes = 0 if device.type == "cpu" else min(os.cpu_count() or 1, 16)
+    processes = _processes(program, options, device)
     if not processes or not jobs:
         return {}
     with tempfile.TemporaryDirectory(prefix="wetread-tuning-") as folder:
@@ -306,6 +380,27 @@ def compile_all(
     for key, text in failed.items():
         options.log(f"  {jobs[key][0]}: drops out: {kernel_text(jobs[key][1])}: {text}")
     return {key: text for key, text in failed.items() if not text.startswith("OutOfMemoryError")}
+
+
+_WORKER_BYTES = 700 << 20
+"""Of device memory that a process takes before it has allocated anything: CUDA's context and modules."""
+
+
+def _processes(program: Program, options: Options, device: torch.device) -> int:
+    """As many as were asked for, the processor has, and the device's memory holds."""
+    if multiprocessing.current_process().daemon:
+        return 0  # such a process may have no children
+    if options.processes is not None or device.type == "cpu":
+        return options.processes or 0
+    largest = max(
+        (
+            sum(program.spec(name).bytes for name in (*s.inputs.values(), *s.outputs.values()))
+            for s in program.steps
+        ),
+        default=0,
+    )
+    free = torch.cuda.mem_get_info(device)[0]
+    return max(0, min(os.cpu_count() or 1, 16, int(free // (_WORKER_BYTES + 3 * largest))))
 
 
 def warm(program: Program, options: Options | None = None, device: torch.device | str = "cuda") -> None:
