@@ -150,8 +150,18 @@ def test_hints_restrict_the_candidates(affine, tmp_path):
     assert set(clock.calls) == {"library like", "right"} and families(chosen) == ["library like"]
     # another window of the same layer takes them as well, and what is no longer offered is left out
     other = programs.chain((4,), window=(3, 4, 6))
-    _, clock, _ = tuned(affine, other, offered=("right", "slow"), hints=newer, hinted=2)
+    small = {"offered": ("right", "slow"), "hinted": 2}
+    _, clock, _ = tuned(affine, other, cache=TimingCache(path, STAMP), **small)
     assert set(clock.calls) == {"right", "library"}
+    # what came with another version's kernels may lack a family: the first of each is timed as well
+    _, clock, _ = tuned(affine, other, hints=TimingCache(path, {**STAMP, "kernels": "b"}), **small)
+    assert set(clock.calls) == {"right", "slow", "library"}
+    _, clock, _ = tuned(affine, other, cache=TimingCache(path, {**STAMP, "kernels": "b"}), hinted=1)
+    assert set(clock.calls) == {"right", "slow", "library"}  # old kernels' times are no hints by themselves
+    # nor are those of a window far larger
+    far = programs.chain((4,), window=(16, 16, 16))
+    _, clock, _ = tuned(affine, far, cache=TimingCache(path, STAMP), hinted=1)
+    assert set(clock.calls) == {"right", "slow", "library"}
     # nothing is known of it: all are timed
     _, clock, _ = tuned(affine, programs.in_place(), offered=("right", "slow"), hints=newer)
     assert set(clock.calls) == {"right", "slow", "library"}

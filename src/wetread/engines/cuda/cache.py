@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -94,6 +95,15 @@ def _kin(problem: Problem) -> str:
 
     return _key({"op": problem["op"], "attributes": problem["attributes"], "inputs": channels(problem["inputs"]),
                  "outputs": channels(problem["outputs"])})  # fmt: skip
+
+
+def _voxels(problem: Problem) -> int:
+    """Of the largest tensor, batch included."""
+    specs = (*problem["inputs"].values(), *problem["outputs"].values())
+    return max(
+        (math.prod((each[0][0], *each[0][2:])) for each in specs if each[3] != "weight" and each[0]),
+        default=1,
+    )
 
 
 def _key(*parts: Any) -> str:
@@ -192,11 +202,25 @@ class TimingCache:
             whole = {"format": FORMAT, "entries": self.entries}
             write_bytes(self.path, (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
 
-    def hints(self, problem: Problem) -> list[Mapping[str, Json] | None]:
-        """Kernels that won, or nearly, for this problem on other machines or versions, or for its kin; best first."""
-        same = [e for e in self.entries.values() if _key(e["problem"]) == _key(problem)]
-        kin = _kin(problem)
-        found = same or [e for e in self.entries.values() if _kin(e["problem"]) == kin]
+    def hints(self, problem: Problem, *, same_kernels: bool = False) -> list[Mapping[str, Json] | None]:
+        """Kernels that won, or nearly, for this problem on other machines or versions, or for its kin; best first.
+
+        Kin are problems that differ in batch and window alone, by a factor of 16 in voxels at the most.
+
+        Args:
+            problem: to be tuned.
+            same_kernels: only what was measured with the kernels of this version, on this model of GPU.
+        """
+        known = [
+            e for e in self.entries.values()
+            if not same_kernels or all(e["stamp"].get(k) == self.stamp.get(k) for k in ("kernels", "gpu"))
+        ]  # fmt: skip
+        found = [e for e in known if _key(e["problem"]) == _key(problem)]
+        if not found:
+            kin, size = _kin(problem), _voxels(problem)
+            found = [
+                e for e in known if _kin(e["problem"]) == kin and size <= 16 * _voxels(e["problem"]) <= 256 * size
+            ]  # fmt: skip
         ranked = sorted(((rank, row.kernel) for e in found for rank, row in enumerate(_rows(e))),
                         key=lambda pair: pair[0])  # fmt: skip
         kept: list[Mapping[str, Json] | None] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,11 +48,20 @@ class GraphClock:
 
     @staticmethod
     def _captured(launch: Callable[[], None], count: int) -> Any:
+        # torch.cuda.graph would collect garbage and empty the allocator each time, which takes longer than all else
+        stream = torch.cuda.Stream()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for _ in range(count):
-                launch()
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                for _ in range(count):
+                    launch()
+            except BaseException:
+                with suppress(RuntimeError):  # what could not be captured is what is raised
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph
 
     @staticmethod

@@ -6,12 +6,23 @@ What crashes, hangs or faults there takes its process with it and nothing else; 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from wetread.engines.cuda.operations import Kernel
+from wetread.engines.cuda.plan import Plan, library_settings
+from wetread.engines.cuda.program import Program
+from wetread.engines.cuda.steptable import kernel_text
+from wetread.engines.cuda.trial import Trial
 
 START_TIMEOUT_S = 180.0
 
@@ -163,3 +174,92 @@ def _work(pipe: Connection, crew: Crew) -> None:
 
 def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def compile_all(
+    program: Program, jobs: Mapping[str, tuple[str, Kernel | None]], device: torch.device,
+    processes: int | None, log: Callable[[str], None],
+) -> dict[str, str]:  # fmt: skip
+    """Launches kernels once each in worker processes, which fill the kernels' caches on disk.
+
+    Args:
+        program: its weights travel by a plan on disk.
+        jobs: step's name and kernel, by any key.
+        device: of the launches.
+        processes: None takes as many as processors and the device's memory hold, 16 at the most; 0 none.
+        log: told what drops out.
+
+    Returns:
+        What went wrong, by key; not what only a worker's share of memory was too small for.
+    """
+    processes = _processes(program, processes, device)
+    if not processes or not jobs:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="wetread-tuning-") as folder:
+        Plan.make(replace(program, steps=[s.with_kernel(None) for s in program.steps])).save(folder, "tuned")
+        crew = Crew(_start, _launch, (folder, str(device)), _lost)
+        failed = run_all([Job(key, payload) for key, payload in jobs.items()], crew, processes)
+    for key, text in failed.items():
+        log(f"  {jobs[key][0]}: drops out: {kernel_text(jobs[key][1])}: {text}")
+    return {key: text for key, text in failed.items() if not text.startswith("OutOfMemoryError")}
+
+
+_WORKER_BYTES = 700 << 20
+"""Of device memory that a process takes before it has allocated anything: CUDA's context and modules."""
+
+
+def _processes(program: Program, asked: int | None, device: torch.device) -> int:
+    """As many as were asked for, the processor has, and the device's memory holds."""
+    if multiprocessing.current_process().daemon:
+        return 0  # such a process may have no children
+    if asked is not None or device.type == "cpu":
+        return asked or 0
+    largest = max(
+        (
+            sum(program.spec(name).bytes for name in (*s.inputs.values(), *s.outputs.values()))
+            for s in program.steps
+        ),
+        default=0,
+    )
+    free = torch.cuda.mem_get_info(device)[0]
+    return max(0, min(os.cpu_count() or 1, 16, int(free // (_WORKER_BYTES + 3 * largest))))
+
+
+@dataclass
+class _Shop:
+    """A worker's plan and the trial it launched on last."""
+
+    program: Program
+    device: torch.device
+    trial: Trial | None = None
+
+
+def _start(folder: str, device: str) -> _Shop:
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    if where.type == "cuda":
+        torch.zeros(1, device=where)
+    return _Shop(Plan.load(Path(folder), "tuned").program, where)
+
+
+def _launch(shop: _Shop, payload: tuple[str, Kernel | None]) -> None:
+    name, kernel = payload
+    if shop.trial is None or shop.trial.step.name != name:
+        shop.trial = None  # its memory goes before the next is made
+        step = next(step for step in shop.program.steps if step.name == name)
+        shop.trial = Trial(step, shop.program, shop.device, filled=False)
+    with library_settings(shop.program.precision):
+        shop.trial.launcher(kernel)()
+    if shop.device.type == "cuda":
+        torch.cuda.synchronize(shop.device)
+
+
+def _lost(shop: _Shop) -> bool:
+    """Whether a fault has made the worker's device context useless."""
+    if shop.device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(shop.device)
+    except RuntimeError:
+        return True
+    return False

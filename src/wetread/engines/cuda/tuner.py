@@ -9,28 +9,23 @@ time, so a tuned plan reproduces.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 from wetread.engines.cuda.cache import Problem, Row, TimingCache, problem_key, problem_of
 from wetread.engines.cuda.clock import Clock, GraphClock
-from wetread.engines.cuda.compiling import Crew, Job, run_all
+from wetread.engines.cuda.compiling import compile_all
+from wetread.engines.cuda.measuring import measure
 from wetread.engines.cuda.operations import Kernel, Target, operation
-from wetread.engines.cuda.plan import Plan, library_settings
+from wetread.engines.cuda.plan import library_settings
 from wetread.engines.cuda.program import Program, Step
 from wetread.engines.cuda.steptable import StepTime, kernel_text, step_table, table_text
-from wetread.engines.cuda.trial import Trial
-from wetread.errors import EngineError, WetreadError
 
 __all__ = [
     "GraphClock",
@@ -43,11 +38,6 @@ __all__ = [
     "tune",
     "warm",
 ]
-LIBRARY_MARGIN = 1.03
-"""The library must be faster by this factor to win: its kernels allocate, and change with its version."""
-FINAL_MARGIN = 1.08
-FINALISTS = 4
-"""Candidates so near to the fastest are timed again in turn: one measurement is no better than a few per cent."""
 
 
 def _silent(_text: str) -> None:
@@ -191,7 +181,7 @@ def _measured(
     failed = (
         dict(options.compiled)
         if options.compiled is not None
-        else compile_all(program, jobs, options, device)
+        else compile_all(program, jobs, device, options.processes, options.log)
     )
     if jobs and options.compiled is None:
         options.log(f"compiled in {time.monotonic() - started:.0f} s, {len(failed)} candidates drop out")
@@ -199,7 +189,7 @@ def _measured(
     with library_settings(program.precision):
         for each in todo:
             runnable = [kernel for kernel in each.candidates if _name(each.key, kernel) not in failed]
-            rows = measure(program, each.step, runnable, options, device)
+            rows = measure(program, each.step, runnable, device, clock=options.clock, log=options.log)
             if options.cache is not None:
                 options.cache.put(each.problem, rows)
             found[each.key] = rows
@@ -248,7 +238,7 @@ def compile_many(
 
     def one(item: tuple[Program, dict[str, tuple[str, Kernel | None]]]) -> dict[str, str]:
         share = max(1, round(processes * len(item[1]) / total))
-        return compile_all(item[0], item[1], replace(options, processes=share), torch.device(device))
+        return compile_all(*item, torch.device(device), share, options.log)
 
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, len(work))) as pool:
@@ -257,193 +247,8 @@ def compile_many(
     return failed
 
 
-def measure(
-    program: Program, step: Step, candidates: Sequence[Kernel | None], options: Options, device: torch.device
-) -> list[Row]:
-    """Compares and times the candidates of one step.
-
-    Returns:
-        Those that gave the right values, fastest first; empty where none did, which the log says.
-
-    Raises:
-        EngineError: the device failed.
-    """
-    try:
-        trial = Trial(step, program, device)
-        trial.learn()
-    except Exception as error:  # noqa: BLE001  (out of memory, an operator without a kernel for this type)
-        _still_alive(device, step, None, error)
-        options.log(f"  {step.name}: its reference does not run here, so the library runs it: {error}")
-        return []
-    rows: list[Row] = []
-    runs: dict[int, Callable[[], None]] = {}
-    refused: list[str] = []
-    for kernel in candidates:
-        if kernel is None and rows and _eight_bit(step, program):
-            continue  # libraries have no 8-bit convolutions in 3D: theirs are in float32
-        best = min((row.us for row in rows), default=float("inf"))
-        try:
-            run = trial.launcher(kernel)
-            row = _timed(trial, kernel, run, options.clock, best)
-        except Exception as error:  # noqa: BLE001  (compilers and drivers raise anything; the candidate drops out)
-            _still_alive(device, step, kernel, error)
-            what = error.what if isinstance(error, WetreadError) else f"{type(error).__name__}: {error}"
-            refused.append(f"{kernel_text(kernel)}: {' '.join(what.split())[:120]}")
-            continue
-        runs[id(row)] = run
-        rows.append(row)
-    rows = _final(rows, runs, trial, options.clock)
-    rows.sort(key=lambda row: row.us * (LIBRARY_MARGIN if row.kernel is None else 1.0))
-    for text in refused:
-        options.log(f"  {step.name}: drops out: {text}")
-    if rows:
-        second = f", then {rows[1].us:.1f} {kernel_text(rows[1].kernel)}" if len(rows) > 1 else ""
-        options.log(f"  {step.name}: {rows[0].us:.1f} µs {kernel_text(rows[0].kernel)}{second}; "
-                    f"{len(rows)} of {len(candidates)} agree")  # fmt: skip
-    else:
-        options.log(f"  {step.name}: no candidate agrees with the reference; the library runs it")
-    return rows
-
-
-def _timed(trial: Trial, kernel: Kernel | None, run: Callable[[], None], clock: Clock, best_us: float) -> Row:
-    """One candidate: right before it is timed, the same bits afterwards, and again on poisoned outputs."""
-    trial.reset()
-    run()
-    error = trial.compare()
-    trial.reset()
-    run()
-    first = trial.outputs()
-    us = clock.time_us(run, best_us)
-    moved = WetreadError("its values move from run to run")
-    if kernel is not None and not trial.same(first):
-        raise moved
-    trial.reset()
-    run()
-    if kernel is not None and not trial.same(first):
-        raise moved
-    trial.compare()
-    return Row(kernel, us, error)
-
-
-def _final(
-    rows: Sequence[Row], runs: Mapping[int, Callable[[], None]], trial: Trial, clock: Clock
-) -> list[Row]:
-    """Times those near the fastest again, in turn, and takes each one's median."""
-    ranked = sorted(rows, key=lambda row: row.us)
-    near = [row for row in ranked[:FINALISTS] if row.us <= FINAL_MARGIN * ranked[0].us]
-    if len(near) < 2:
-        return list(ranked)
-    trial.reset()
-    times: list[list[float]] = [[row.us] for row in near]
-    for _ in range(2):
-        for i, row in enumerate(near):
-            times[i].append(clock.time_us(runs[id(row)]))
-    again = [replace(row, us=float(statistics.median(t))) for row, t in zip(near, times, strict=True)]
-    return [*again, *ranked[len(near) :]]
-
-
-def _still_alive(device: torch.device, step: Step, kernel: Kernel | None, error: Exception) -> None:
-    """A fault of the device ends all work in this process."""
-    if device.type != "cuda":
-        return
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError as fault:
-        raise EngineError(
-            f"the device failed while {kernel_text(kernel)} ran: {error}",
-            where=step.name,
-            todo="tune again; what was measured before is kept",
-        ) from fault
-
-
-def compile_all(
-    program: Program, jobs: Mapping[str, tuple[str, Kernel | None]], options: Options, device: torch.device
-) -> dict[str, str]:
-    """Launches kernels once each in worker processes, which fill the kernels' caches on disk.
-
-    Args:
-        program: its weights travel by a plan on disk.
-        jobs: step's name and kernel, by any key.
-        options: for the number of processes and the log.
-        device: of the launches.
-
-    Returns:
-        What went wrong, by key; not what only a worker's share of memory was too small for.
-    """
-    processes = _processes(program, options, device)
-    if not processes or not jobs:
-        return {}
-    with tempfile.TemporaryDirectory(prefix="wetread-tuning-") as folder:
-        Plan.make(_with_kernels(program, {})).save(folder, "tuned")
-        crew = Crew(_start, _launch, (folder, str(device)), _lost)
-        failed = run_all([Job(key, payload) for key, payload in jobs.items()], crew, processes)
-    for key, text in failed.items():
-        options.log(f"  {jobs[key][0]}: drops out: {kernel_text(jobs[key][1])}: {text}")
-    return {key: text for key, text in failed.items() if not text.startswith("OutOfMemoryError")}
-
-
-_WORKER_BYTES = 700 << 20
-"""Of device memory that a process takes before it has allocated anything: CUDA's context and modules."""
-
-
-def _processes(program: Program, options: Options, device: torch.device) -> int:
-    """As many as were asked for, the processor has, and the device's memory holds."""
-    if multiprocessing.current_process().daemon:
-        return 0  # such a process may have no children
-    if options.processes is not None or device.type == "cpu":
-        return options.processes or 0
-    largest = max(
-        (
-            sum(program.spec(name).bytes for name in (*s.inputs.values(), *s.outputs.values()))
-            for s in program.steps
-        ),
-        default=0,
-    )
-    free = torch.cuda.mem_get_info(device)[0]
-    return max(0, min(os.cpu_count() or 1, 16, int(free // (_WORKER_BYTES + 3 * largest))))
-
-
 def warm(program: Program, options: Options | None = None, device: torch.device | str = "cuda") -> None:
     """Compiles the kernels of a tuned program in parallel, where the caches on disk lack them."""
     jobs = {step.name: (step.name, step.kernel) for step in program.steps if step.kernel is not None}
-    compile_all(program, jobs, options or Options(), torch.device(device))
-
-
-@dataclass
-class _Shop:
-    """A worker's plan and the trial it launched on last."""
-
-    program: Program
-    device: torch.device
-    trial: Trial | None = None
-
-
-def _start(folder: str, device: str) -> _Shop:
-    torch.set_num_threads(1)
-    where = torch.device(device)
-    if where.type == "cuda":
-        torch.zeros(1, device=where)
-    return _Shop(Plan.load(Path(folder), "tuned").program, where)
-
-
-def _launch(shop: _Shop, payload: tuple[str, Kernel | None]) -> None:
-    name, kernel = payload
-    if shop.trial is None or shop.trial.step.name != name:
-        shop.trial = None  # its memory goes before the next is made
-        step = next(step for step in shop.program.steps if step.name == name)
-        shop.trial = Trial(step, shop.program, shop.device, filled=False)
-    with library_settings(shop.program.precision):
-        shop.trial.launcher(kernel)()
-    if shop.device.type == "cuda":
-        torch.cuda.synchronize(shop.device)
-
-
-def _lost(shop: _Shop) -> bool:
-    """Whether a fault has made the worker's device context useless."""
-    if shop.device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(shop.device)
-    except RuntimeError:
-        return True
-    return False
+    options = options or Options()
+    compile_all(program, jobs, torch.device(device), options.processes, options.log)
