@@ -9,11 +9,18 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wetread.kernels.device import conv, small
+from wetread.kernels.device import conv, norm, small
 
 FLOATS = {"inverse", "in_inverse", "eps"}
-EPILOGUE = {"OUT": tl.float16, "SLOPE": 1.0, "REPLICAS": 8, "PDL": False}
-FULL = {**EPILOGUE, "SCALED": True, "BIASED": True, "STATS": True}
+EPILOGUE = {"OUT": tl.float16, "ACT": "leaky", "SLOPE": 0.01, "REPLICAS": 8, "PDL": False}
+FULL = {**EPILOGUE, "SCALED": True, "BIASED": True, "RESIDUAL": True, "STATS": True}
+ON_LOAD = {"NORM": True, "IN_ACT": "leaky", "IN_SLOPE": 0.01, "GROUP": 4}
+
+
+def axes(prefix, value):
+    return {prefix + axis: value for axis in "DHW"}
+
+
 TRITON_TYPES = {
     "fp16": (tl.float16, tl.float32),
     "i8": (tl.int8, tl.int32),
@@ -29,9 +36,11 @@ def build(kernel, constants, arch, kind="fp16", descriptors=None, warps=4):
         elif name in (descriptors or {}):
             signature[name] = f"tensordesc<{descriptors[name]}>"
         elif name.endswith("_ptr"):
-            wide = name[:-4] in ("scale", "bias", "gamma", "beta", "patch")
+            wide = name[:-4] in ("scale", "bias", "gamma", "beta", "rgamma", "rbeta", "patch", "p")
             eight = kind if name[:-4] in ("x", "x0", "x1", "w", "w0", "w1") else "fp16"
-            signature[name] = "*fp64" if name == "sums_ptr" else "*fp32" if wide else f"*{eight}"
+            signature[name] = (
+                "*fp64" if name in ("sums_ptr", "rsums_ptr") else "*fp32" if wide else f"*{eight}"
+            )
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     source = ASTSource(kernel, signature, constexprs=constants)
@@ -54,29 +63,25 @@ def main(arch: int) -> None:
             **{f"x{i}_desc": f"{kind}[1,1,8,8,32]" for i in (0, 1)},
             "y_desc": "fp16[1,1,8,8,64]",
         }
-        build(conv.gather, {**shape, **FULL, "KD": 3, "KH": 3, "KW": 3, "S": 2, "DIL": 1, "PAD": 1, "BM": 64,
-              "SPLITS": 1}, arch, kind)  # fmt: skip
-        build(conv.taps, {**shape, **FULL, "TD": 2, "TH": 4, "TW": 8, "SPLITS": 1}, arch, kind, taps)
+        steps = {**axes("L", 1), **axes("P", 1), **axes("K", 3)}
+        build(conv.gather, {**shape, **FULL, **steps, **axes("S", 2), "BM": 64, "SPLITS": 1}, arch, kind)
+        build(conv.taps, {**shape, **FULL, **steps, "TD": 2, "TH": 4, "TW": 8, "SPLITS": 1}, arch, kind, taps)
         build(conv.planes, {**shape, **FULL, "TD": 2, "TH": 8, "TW": 8, "PAIRS": False}, arch, kind, planes)
-        up = {k: v for k, v in FULL.items() if k not in ("STATS", "SLOPE")}
-        build(small.upconv, {**up, "C": 64, "CO": 32, "BM": 64, "BN": 64, "BK": 64, "TAPS": 4, "ACC": acc,
-              "IN": TRITON_TYPES[kind][0], "NORM": True, "IN_SLOPE": 0.01, "HALO": False},
-              arch, kind)  # fmt: skip
-        build(
-            small.norm_apply,
-            {**EPILOGUE, "OUT": TRITON_TYPES[kind][0], "HALO": 0, "BV": 64, "BC": 32, "LOOP": 1},
-            arch,
-        )
-    build(
-        small.norm_reduce,
-        {"SPLITS": 4, "BV": 256, "BC": 8, "OUT": tl.float16, "SLOPE": 0.01, "PDL": False},
-        arch,
-    )
-    few = {k: v for k, v in FULL.items() if k != "SCALED"}
-    build(small.few, {**few, "C": 1, "KD": 3, "KH": 3, "KW": 3, "S": 1, "PAD": 1, "BM": 64, "BN": 32, "BK": 32,
-          "BORDER": True, "ACROSS": False}, arch)  # fmt: skip
-    build(small.head, {"C": 32, "K": 3, "BM": 64, "BK": 16, "IN": tl.float16, "SLOPE": 0.01, "NORM": True,
-          "SOFTMAX": True,          "ADD": True, "REPLICAS": 8, "LOOP": 2, "PDL": False}, arch)  # fmt: skip
+        small_type = {"IN": TRITON_TYPES[kind][0], "ACC": acc}
+        up = {k: v for k, v in FULL.items() if k not in ("STATS", "RESIDUAL")}
+        build(small.upconv, {**up, **ON_LOAD, **small_type, "C": 64, "CO": 32, "BM": 64, "BN": 64, "BK": 64, "TAPS": 4,
+              "HALO": False}, arch, kind)  # fmt: skip
+        build(norm.norm_apply, {**EPILOGUE, "OUT": TRITON_TYPES[kind][0], "HALO": 0, "BV": 64, "BC": 32, "LOOP": 1,
+              "RESIDUAL": True, "RNORM": True, "GROUP": 4}, arch)  # fmt: skip
+        build(small.head, {**{k: v for k, v in up.items() if k != "OUT"}, **ON_LOAD, **small_type, "C": 48, "BC": 64,
+              "K": 3, "BM": 64, "BK": 16, "SOFTMAX": True, "ADD": True, "LOOP": 2}, arch, kind)  # fmt: skip
+        build(small.few, {**FULL, "C": 1, **axes("K", 3), **axes("S", 1), **axes("P", 1), "BM": 64, "BN": 32, "K": 32,
+              "BK": 32, "ACC": acc, "BORDER": True, "ACROSS": False}, arch, kind)  # fmt: skip
+        build(small.depthwise, {**FULL, **steps, **axes("S", 1), "EACH": 1, "BM": 64, "BN": 32}, arch, kind)
+    reduced = {"SPLITS": 4, "BV": 256, "BC": 8, "OUT": tl.float16, "ACT": "gelu", "SLOPE": 0.01, "PDL": False}
+    build(norm.norm_reduce, {**reduced, "GROUP": 4}, arch)
+    build(norm.reduce, {**FULL, **reduced}, arch)
+    build(norm.stats, {"BV": 64, "BC": 32, "PARTS": 4, "REPLICAS": 8, "PDL": False}, arch)
 
 
 if __name__ == "__main__":

@@ -61,13 +61,25 @@ def pack_pairs(weight: Tensor) -> Tensor:
 
 
 def pack_few(weight: Tensor) -> Tensor:
-    """[CO, C, kd, kh, kw] as [K, CO], K = taps · C (tap-major) padded with zeros to a power of two ≥ 16."""
+    """[CO, C, kd, kh, kw] as [K, CO], K = taps · C (tap-major), padded with zeros.
+
+    K becomes a power of two ≥ 16, or beyond 64 a multiple of 64: what a program takes at a time.
+    """
     co = weight.shape[0]
     rows = weight.flatten(2).permute(2, 1, 0).reshape(-1, co)
-    k = max(16, 1 << (rows.shape[0] - 1).bit_length())
+    k = (
+        max(16, 1 << (rows.shape[0] - 1).bit_length())
+        if rows.shape[0] <= 64
+        else -(-rows.shape[0] // 64) * 64
+    )
     out = torch.zeros(k, co, device=weight.device, dtype=weight.dtype)
     out[: rows.shape[0]] = rows
     return out
+
+
+def pack_depthwise(weight: Tensor) -> Tensor:
+    """[CO, 1, kd, kh, kw] as [taps, CO]."""
+    return weight.flatten(2)[:, 0].t().contiguous()
 
 
 def pack_up(weight: Tensor) -> Tensor:

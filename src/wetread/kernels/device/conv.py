@@ -3,7 +3,7 @@
 Four families compute the same function and differ in how activations reach the tensor cores:
 
 gather   pointers with masks: any kernel, stride, dilation and size, any number of channels
-taps     one descriptor load for each of the 27 taps
+taps     one descriptor load for each tap: stride 1, any kernel, dilation and pads
 planes   accumulators for TD planes; a loaded plane feeds its three depth taps
 pairs    planes, and two neighbours along W as one row (K = 4·C, N = 2·CO)
 
@@ -19,7 +19,8 @@ from wetread.kernels.device.epilogue import add_sums, after_previous, finish, na
 @triton.jit
 def gather_steps(
     acc, x_ptr, w_ptr, base, d0, h0, w0, row_ok, lo, hi, D, H, W, xd, xh, xw, cols, cols_ok, CO,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DIL: tl.constexpr, BK: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """Adds the steps lo..hi (tap-major, then blocks of channels) of one input."""
     NK: tl.constexpr = (C + BK - 1) // BK
@@ -27,9 +28,9 @@ def gather_steps(
     for it in range(lo, hi):
         tap = it // NK
         ks = (it % NK) * BK + k
-        d = d0 + (tap // (KH * KW)) * DIL
-        h = h0 + ((tap // KW) % KH) * DIL
-        w = w0 + (tap % KW) * DIL
+        d = d0 + (tap // (KH * KW)) * LD
+        h = h0 + ((tap // KW) % KH) * LH
+        w = w0 + (tap % KW) * LW
         ok = row_ok & (d >= 0) & (d < D) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         at = base + d * xd + h * xh + w * xw
         if C % BK == 0:
@@ -51,15 +52,19 @@ def gather_steps(
 
 @triton.jit
 def gather(
-    x0_ptr, x1_ptr, w0_ptr, w1_ptr, y_ptr, scale_ptr, bias_ptr, sums_ptr, inverse,
+    x0_ptr, x1_ptr, w0_ptr, w1_ptr, y_ptr, scale_ptr, bias_ptr, res_ptr, sums_ptr, inverse, rn, rd, rh, rw,
     D, H, W, DO, HO, WO, x0n, x0d, x0h, x0w, x1n, x1d, x1h, x1w, yn, yd, yh, yw, part, sums_n, sums_r, CO,
     C0: tl.constexpr, C1: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    S: tl.constexpr, DIL: tl.constexpr, PAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, SLOPE: tl.constexpr,
-    STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
+    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
+    PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a tile are voxels in storage order; grid (blocks of CO · tiles, batch, splits of K)."""
+    """Rows of a tile are voxels in storage order; grid (blocks of CO · tiles, batch, splits of K).
+
+    S, L and P with an axis are its stride, dilation and zeros before it.
+    """
     after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
@@ -77,37 +82,58 @@ def gather(
     n1: tl.constexpr = taps * ((C1 + BK - 1) // BK)
     lo = split * (n0 + n1) // SPLITS
     hi = (split + 1) * (n0 + n1) // SPLITS
-    d0 = do * S - PAD
-    h0 = ho * S - PAD
-    w0 = wo * S - PAD
+    d0 = do * SD - PD
+    h0 = ho * SH - PH
+    w0 = wo * SW - PW
     zero = tl.zeros((BM,), tl.int32)
     acc = tl.zeros((BM, BN), dtype=ACC)
     acc = gather_steps(
         acc, x0_ptr + n * x0n, w0_ptr, zero, d0, h0, w0, row_ok, lo, tl.minimum(hi, n0), D, H, W, x0d, x0h, x0w,
-        cols, cols_ok, CO, C0, KH, KW, DIL, BK,
+        cols, cols_ok, CO, C0, KH, KW, LD, LH, LW, BK,
     )  # fmt: skip
     if C1 > 0:
         acc = gather_steps(
             acc, x1_ptr + n * x1n, w1_ptr, zero, d0, h0, w0, row_ok, tl.maximum(lo - n0, 0), hi - n0, D, H, W,
-            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, DIL, BK,
+            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, LD, LH, LW, BK,
         )  # fmt: skip
-    y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED, BIASED, SLOPE)
+    ok = row_ok[:, None] & cols_ok[None, :]
+    res_at = (do * rd + ho * rh + wo * rw)[:, None] + cols[None, :]
+    y = finish(
+        acc,
+        scale_ptr,
+        bias_ptr,
+        res_ptr + n * rn,
+        res_at,
+        ok,
+        cols,
+        cols_ok,
+        SCALED,
+        BIASED,
+        RESIDUAL,
+        ACT,
+        SLOPE,
+    )
     if STATS:
         at = sums_ptr + (pid // NB) % REPLICAS * sums_r + n * sums_n
         add_sums((y,), (row_ok,), 1, at, cols, cols_ok)
     offset = do * yd + ho * yh + wo * yw
     to = y_ptr + split.to(tl.int64) * part + n * yn + offset[:, None] + cols[None, :]
-    tl.store(to, narrow(y, inverse, OUT), mask=row_ok[:, None] & cols_ok[None, :])
+    tl.store(to, narrow(y, inverse, OUT), mask=ok)
 
 
 @triton.jit
-def taps_steps(acc, x_desc, w_desc, n, d0, h0, w0, c0, lo, hi, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-               BK: tl.constexpr):  # fmt: skip
+def taps_steps(
+    acc, x_desc, w_desc, n, d0, h0, w0, c0, lo, hi, C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     NK: tl.constexpr = (C + BK - 1) // BK
     for it in range(lo, hi):
         tap = it // NK
         kc = (it % NK) * BK
-        a = x_desc.load([n, d0 + tap // 9 - 1, h0 + (tap // 3) % 3 - 1, w0 + tap % 3 - 1, kc]).reshape(BM, BK)
+        d = d0 + tap // (KH * KW) * LD
+        h = h0 + (tap // KW) % KH * LH
+        w = w0 + tap % KW * LW
+        a = x_desc.load([n, d, h, w, kc]).reshape(BM, BK)
         b = w_desc.load([tap, c0, kc]).reshape(BN, BK)
         acc = tl.dot(a, b.T, acc, out_dtype=acc.dtype)
     return acc
@@ -115,14 +141,19 @@ def taps_steps(acc, x_desc, w_desc, n, d0, h0, w0, c0, lo, hi, C: tl.constexpr, 
 
 @triton.jit
 def taps(
-    x0_desc, x1_desc, w0_desc, w1_desc, y_desc, scale_ptr, bias_ptr, sums_ptr, inverse,
+    x0_desc, x1_desc, w0_desc, w1_desc, y_desc, scale_ptr, bias_ptr, res_ptr, sums_ptr, inverse, rn, rd, rh, rw,
     D, H, W, sums_n, sums_r, CO, part,
     C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
+    PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
-    BIASED: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
-    PDL: tl.constexpr,
+    BIASED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr,
+    REPLICAS: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """3×3×3, stride 1, pad 1: one load a tap. With splits, y is [SPLITS·N, D, H, W, CO] of float32."""
+    """Stride 1: one load a tap. D, H, W are of the output; with splits y is [SPLITS·N, D, H, W, CO] of float32.
+
+    L and P with an axis are its dilation and the zeros before it.
+    """
     after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
@@ -136,27 +167,43 @@ def taps(
     h0 = ((tile // nw) % nh) * TH
     d0 = (tile // (nw * nh)) * TD
     BM: tl.constexpr = TD * TH * TW
-    n0: tl.constexpr = 27 * ((C0 + BK - 1) // BK)
-    n1: tl.constexpr = 27 * ((C1 + BK - 1) // BK)
+    n0: tl.constexpr = KD * KH * KW * ((C0 + BK - 1) // BK)
+    n1: tl.constexpr = KD * KH * KW * ((C1 + BK - 1) // BK)
+    di = d0 - PD
+    hi = h0 - PH
+    wi = w0 - PW
     acc = tl.zeros((BM, BN), dtype=ACC)
     if SPLITS == 1:
-        acc = taps_steps(acc, x0_desc, w0_desc, n, d0, h0, w0, c0, 0, n0, C0, BM, BN, BK)
-        if C1 > 0:
-            acc = taps_steps(acc, x1_desc, w1_desc, n, d0, h0, w0, c0, 0, n1, C1, BM, BN, BK)
-    else:
-        lo = split * (n0 + n1) // SPLITS
-        hi = (split + 1) * (n0 + n1) // SPLITS
-        acc = taps_steps(acc, x0_desc, w0_desc, n, d0, h0, w0, c0, lo, tl.minimum(hi, n0), C0, BM, BN, BK)
+        acc = taps_steps(acc, x0_desc, w0_desc, n, di, hi, wi, c0, 0, n0, C0, KH, KW, LD, LH, LW, BM, BN, BK)
         if C1 > 0:
             acc = taps_steps(
-                acc, x1_desc, w1_desc, n, d0, h0, w0, c0, tl.maximum(lo - n0, 0), hi - n0, C1, BM, BN, BK
+                acc, x1_desc, w1_desc, n, di, hi, wi, c0, 0, n1, C1, KH, KW, LD, LH, LW, BM, BN, BK
+            )
+    else:
+        first = split * (n0 + n1) // SPLITS
+        end = (split + 1) * (n0 + n1) // SPLITS
+        acc = taps_steps(
+            acc, x0_desc, w0_desc, n, di, hi, wi, c0, first, tl.minimum(end, n0), C0, KH, KW, LD, LH, LW, BM, BN, BK
+        )  # fmt: skip
+        if C1 > 0:
+            first = tl.maximum(first - n0, 0)
+            acc = taps_steps(
+                acc, x1_desc, w1_desc, n, di, hi, wi, c0, first, end - n0, C1, KH, KW, LD, LH, LW, BM, BN, BK
             )
     cols = c0 + tl.arange(0, BN)
     cols_ok = cols < CO
-    y = finish(acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED, BIASED, SLOPE)
+    r = tl.arange(0, BM)
+    d = d0 + r // (TH * TW)
+    h = h0 + (r // TW) % TH
+    w = w0 + r % TW
+    ok = (d < D) & (h < H) & (w < W)
+    res = res_ptr + n.to(tl.int64) * rn
+    res_at = (d * rd + h * rh + w * rw)[:, None] + cols[None, :]
+    y = finish(
+        acc, scale_ptr, bias_ptr, res, res_at, ok[:, None] & cols_ok[None, :], cols, cols_ok, SCALED, BIASED,
+        RESIDUAL, ACT, SLOPE,
+    )  # fmt: skip
     if STATS:
-        r = tl.arange(0, BM)
-        ok = (d0 + r // (TH * TW) < D) & (h0 + (r // TW) % TH < H) & (w0 + r % TW < W)
         at = sums_ptr + tile % REPLICAS * sums_r + n.to(tl.int64) * sums_n
         add_sums((y,), (ok,), 1, at, cols, cols_ok)
     y_desc.store([split * part + n, d0, h0, w0, c0], narrow(y, inverse, OUT).reshape(1, TD, TH, TW, BN))
@@ -185,12 +232,12 @@ def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexp
 
 @triton.jit
 def planes(
-    x0_desc, x1_desc, w0_desc, w1_desc, y_desc, scale_ptr, bias_ptr, sums_ptr, inverse,
+    x0_desc, x1_desc, w0_desc, w1_desc, y_desc, scale_ptr, bias_ptr, res_ptr, sums_ptr, inverse, rn, rd, rh, rw,
     D, H, W, sums_n, sums_r, CO,
     C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
-    BIASED: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, PAIRS: tl.constexpr,
-    PDL: tl.constexpr,
+    BIASED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr,
+    REPLICAS: tl.constexpr, PAIRS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """3×3×3, stride 1, pad 1. With PAIRS a row is two neighbours along W: W counts pairs, CO is doubled."""
     after_previous(PDL)
@@ -225,11 +272,24 @@ def planes(
     r = tl.arange(0, M)
     inside = (h0 + r // TW < H) & (w0 + r % TW < W)
     at = sums_ptr + tile % REPLICAS * sums_r + n.to(tl.int64) * sums_n
+    res = res_ptr + n.to(tl.int64) * rn
+    if PAIRS:
+        res_at = ((h0 + r // TW) * rh)[:, None] + (
+            2 * (w0 + r % TW)[:, None] + cols[None, :] // (CO // 2)
+        ) * rw
+    else:
+        res_at = ((h0 + r // TW) * rh + (w0 + r % TW) * rw)[:, None]
+    res_at = res_at + channels[None, :]
     ys = ()
     oks = ()
     for o in tl.static_range(TD):
-        ys = ys + (finish(accs[o], scale_ptr, bias_ptr, channels, cols_ok, SCALED, BIASED, SLOPE),)
-        oks = oks + (inside & (d0 + o < D),)
+        ok = inside & (d0 + o < D)
+        y = finish(
+            accs[o], scale_ptr, bias_ptr, res, res_at + (d0 + o) * rd, ok[:, None] & cols_ok[None, :], channels,
+            cols_ok, SCALED, BIASED, RESIDUAL, ACT, SLOPE,
+        )  # fmt: skip
+        ys = ys + (y,)
+        oks = oks + (ok,)
     if STATS:
         add_sums(ys, oks, TD, at, channels, cols_ok)
     for o in tl.static_range(TD):

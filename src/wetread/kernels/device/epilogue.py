@@ -19,29 +19,62 @@ def put(items, at: tl.constexpr, value):
 
 
 @triton.jit
+def activated(y, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """An activation by name; SLOPE is its parameter: the leaky ReLU's slope (1 is none), ELU's alpha."""
+    if ACT == "leaky":
+        if SLOPE != 1.0:
+            y = tl.where(y > 0, y, y * SLOPE)
+    elif ACT == "elu":
+        y = tl.where(y > 0, y, SLOPE * (tl.exp(tl.minimum(y, 0.0)) - 1.0))
+    elif ACT == "sigmoid":
+        y = tl.sigmoid(y)
+    elif ACT == "tanh":
+        y = 2.0 * tl.sigmoid(2.0 * y) - 1.0
+    elif ACT == "silu":
+        y = y * tl.sigmoid(y)
+    elif ACT == "gelu":
+        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+    elif ACT == "gelu_tanh":
+        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    elif ACT == "mish":
+        # tanh(log(1 + e)) = (e² + 2e) / (e² + 2e + 2)
+        e = tl.exp(tl.minimum(y, 20.0))
+        y = y * (e * e + 2.0 * e) / (e * e + 2.0 * e + 2.0)
+    elif ACT == "hard_swish":
+        y = y * tl.minimum(tl.maximum(y + 3.0, 0.0), 6.0) / 6.0
+    else:
+        tl.static_assert(False, "an activation that kernels do not know")
+    return y
+
+
+@triton.jit
 def finish(
-    acc, scale_ptr, bias_ptr, cols, cols_ok, SCALED: tl.constexpr, BIASED: tl.constexpr, SLOPE: tl.constexpr
-):
-    """Float32 value of an accumulator: per-channel scale, bias, leaky ReLU (SLOPE 1 is none)."""
+    acc, scale_ptr, bias_ptr, res_ptr, res_at, res_ok, cols, cols_ok, SCALED: tl.constexpr, BIASED: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    """Float32 value of an accumulator: per-channel scale, bias, residual (at res_ptr + res_at), activation."""
     y = acc.to(tl.float32)
     if SCALED:
         y = y * tl.load(scale_ptr + cols, mask=cols_ok, other=0.0)[None, :]
     if BIASED:
         y = y + tl.load(bias_ptr + cols, mask=cols_ok, other=0.0)[None, :]
-    if SLOPE != 1.0:
-        y = tl.where(y > 0, y, y * SLOPE)
-    return y
+    if RESIDUAL:
+        y = y + tl.load(res_ptr + res_at, mask=res_ok, other=0.0).to(tl.float32)
+    return activated(y, ACT, SLOPE)
 
 
 @triton.jit
 def narrow(y, inverse, OUT: tl.constexpr):
-    """Gives y in the type OUT; 8-bit types hold y * inverse, rounded half to even (int8) and saturated."""
-    if OUT == tl.int8:
+    """Gives y in the type OUT; 8-bit types hold y * inverse, rounded half to even (integers) and saturated."""
+    if OUT == tl.int8 or OUT == tl.uint8:  # noqa: PLR1714 - compared by the compiler
         z = y * inverse
-        z = tl.minimum(tl.maximum(z, -127.0), 127.0)
+        if OUT == tl.int8:
+            z = tl.minimum(tl.maximum(z, -128.0), 127.0)
+        else:
+            z = tl.minimum(tl.maximum(z, 0.0), 255.0)
         # adding 1.5 * 2**23 leaves the nearest integer, ties to even, in the low bits of the mantissa
         bits = (z + 12582912.0).to(tl.int32, bitcast=True)
-        return (bits - 0x4B400000).to(tl.int8)
+        return (bits - 0x4B400000).to(OUT)
     elif OUT == tl.float8e4nv:  # noqa: RET505 - the branches not taken must not be compiled
         return tl.minimum(tl.maximum(y * inverse, -448.0), 448.0).to(OUT)
     else:
@@ -76,17 +109,42 @@ def add_sums(ys, oks, PARTS: tl.constexpr, sums_ptr, cols, cols_ok):
 
 
 @triton.jit
-def read_norm(sums_ptr, gamma_ptr, beta_ptr, cols, cols_ok, stride, voxels, eps, REPLICAS: tl.constexpr):
+def over_group(values, BC: tl.constexpr, GROUP: tl.constexpr):
+    """Sum over each group of neighbouring channels, given back to all of them; GROUP a power of two, ≤ BC."""
+    each = tl.sum(values.reshape(BC // GROUP, GROUP), 1)
+    return tl.broadcast_to(each[:, None], (BC // GROUP, GROUP)).reshape(BC)
+
+
+@triton.jit
+def read_norm(
+    sums_ptr, gamma_ptr, beta_ptr, cols, cols_ok, stride, voxels, eps, BC: tl.constexpr, REPLICAS: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
     """Multiplier and addend of a normalisation from its float64 sums [REPLICAS, .., C, 2].
 
     The replicas are loaded as one tile and reduced, so that each thread loads a few of the numbers and not all
-    of those of its columns.
+    of those of its columns. Groups of GROUP channels share their statistics; `voxels` counts those of a group. The
+    BC columns begin at a multiple of GROUP.
     """
-    at = sums_ptr + tl.arange(0, REPLICAS)[:, None] * stride + (cols * 2)[None, :]
+    at = sums_ptr + tl.arange(0, REPLICAS)[:, None] * stride
     ok = cols_ok[None, :] & (tl.arange(0, REPLICAS)[:, None] >= 0)
     share = tl.full((1,), 1.0, tl.float64) / voxels
-    mean = tl.sum(tl.load(at, mask=ok, other=0.0), 0) * share
-    square = tl.sum(tl.load(at + 1, mask=ok, other=0.0), 0) * share
+    if GROUP & (GROUP - 1) == 0 and GROUP <= BC:
+        at += (cols * 2)[None, :]
+        mean = tl.sum(tl.load(at, mask=ok, other=0.0), 0)
+        square = tl.sum(tl.load(at + 1, mask=ok, other=0.0), 0)
+        if GROUP > 1:
+            mean = over_group(mean, BC, GROUP)
+            square = over_group(square, BC, GROUP)
+    else:
+        at += (cols // GROUP * GROUP * 2)[None, :]
+        mean = tl.zeros((BC,), tl.float64)
+        square = tl.zeros((BC,), tl.float64)
+        for g in range(GROUP):
+            mean += tl.sum(tl.load(at + 2 * g, mask=ok, other=0.0), 0)
+            square += tl.sum(tl.load(at + 2 * g + 1, mask=ok, other=0.0), 0)
+    mean = mean * share
+    square = square * share
     variance = (square - mean * mean).to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
     a = rstd * tl.load(gamma_ptr + cols, mask=cols_ok, other=0.0)
