@@ -51,7 +51,7 @@ from gpu import (
 )
 from mlperf_report import report
 from models3d import MLPERF, MODELS, Shape3, synthetic
-from wetread_gpu import Built, Graphs, TorchNetwork, build, show_steps, step_table
+from wetread_gpu import Built, Maker, TorchNetwork, Wish, show_steps, step_table
 
 from wetread.engines.cuda.plan import program_to_json
 from wetread.engines.cuda.volume import EvenAxis, VolumePlan, VolumeRunner, gaussian_profile
@@ -150,7 +150,7 @@ def reference(window: Shape3) -> Stack:
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             return first(module(x.float()))
 
-    return Stack("eager float32", run, 0, "", module)
+    return Stack("eager float32", run, keep=module)
 
 
 class Benchmark:
@@ -173,22 +173,21 @@ class Benchmark:
         self.journal.note("gflop_per_window", self.flop / 1e9)
         self.journal.note("cases", {"count": len(names), "mean_windows": self.mean_windows})
 
+    def wish(self, precision: str, batch: int) -> Wish:
+        """One of wetread's programs."""
+        return Wish(MLPERF.title, MLPERF, self.window, precision, batch)
+
     def make(self) -> None:
         """Plans of wetread and PyTorch's stacks, ready to run."""
-        with tempfile.TemporaryDirectory() as folder:
-            graphs = Graphs(Path(folder), self.args.ranges)
-            for precision in self.args.precisions:
-                with self.journal.guarded(f"wetread {precision}"):
-                    graph = graphs.of(MLPERF, precision, self.window)
-                    made = build(graph, self.window, self.args.batches, precision, self.args.timings)
-                    made.measure()
-                    self.built[f"wetread {precision}"] = made
-                    print(
-                        precision,
-                        {b: round(t / b, 4) for b, t in made.times.items()},
-                        "ms a window",
-                        flush=True,
-                    )
+        for precision in self.args.precisions:
+            with self.journal.guarded(f"wetread {precision}"):
+                made = self.maker.build([self.wish(precision, batch) for batch in self.args.batches])
+                made.measure()
+                self.built[f"wetread {precision}"] = made
+                self.journal.note(f"ms by batch, {precision}", made.times)
+                print(
+                    precision, {b: round(t / b, 4) for b, t in made.times.items()}, "ms a window", flush=True
+                )
         for name in self.args.stacks:
             with self.journal.guarded(name):
                 self.stacks[name] = {}
@@ -316,7 +315,11 @@ class Benchmark:
         jobs = [(MLPERF.name, self.window, b, c) for b in self.args.stack_batches for c in (True, False)
                 if "torch.compile" in self.args.stacks and (b == 1 or c)]  # fmt: skip
         wait = warm_compile(jobs)
-        self.make_after(wait)
+        with tempfile.TemporaryDirectory() as folder:
+            self.maker = Maker(Path(folder), self.args.ranges, self.args.timings)
+            self.maker.lower([self.wish(p, 1) for p in self.args.precisions], self.journal)
+            self.maker.compile()
+            self.make_after(wait)
         with self.journal.guarded("accuracy"):
             self.accuracy()
         with self.journal.guarded("windows"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from calibrate3d import quantised
-from gpu import BANDWIDTH, CUDA, PEAK, Stack, allocated, clear, once_ms, peak_of, quartiles
+from gpu import BANDWIDTH, CUDA, PEAK, Journal, Stack, allocated, clear, once_ms, peak_of, quartiles
 from models3d import Model, Shape3, export
 
-from wetread.engines.common import tensor_infos
+from wetread.engines.cuda.cache import TimingCache, stamp
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.layers import kernel_of, precision_of
-from wetread.engines.cuda.making import Network, make_plan
+from wetread.engines.cuda.lower import lower
+from wetread.engines.cuda.making import described
 from wetread.engines.cuda.operations import operation
 from wetread.engines.cuda.plan import Plan, library_settings
+from wetread.engines.cuda.program import Program
 from wetread.engines.cuda.store import Store
+from wetread.engines.cuda.tuner import Options, compile_many, tune
 from wetread.engines.cuda.volume import PlannedNetwork
 from wetread.graph import Graph
 
@@ -64,14 +67,15 @@ class Built:
         plans: by batch.
         store: weights.
         peak_bytes: measured on the device while a single window runs, weights included.
-        made_s: seconds that lowering, tuning and placing took.
+        error: relative L2 of the logits against float32.
+        times: measured ms of a batch of each size.
     """
 
     network: PlannedNetwork
     plans: dict[int, Plan]
     store: Store
     peak_bytes: int = 0
-    made_s: float = 0.0
+    error: float = float("nan")
     times: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -97,26 +101,93 @@ class Built:
         return self.times
 
 
-def build(
-    graph: Graph, window: Shape3, batches: Sequence[int], precision: str, timings: Path | None
-) -> Built:
-    """Lowers, tunes and places a network for each batch, and captures it."""
-    device = Device.open("cuda" if CUDA else "cpu")
-    inputs, outputs = tensor_infos(graph.inputs), tensor_infos(graph.outputs)
-    network = Network(inputs, outputs, precision, "", 1, "benchmark", lambda: graph)
-    start = time.time()
-    plans = {b: make_plan(network, window, b, precision, device, cache=timings) for b in batches}
-    made_s = time.time() - start
-    clear()
-    base = allocated()
-    store = Store(device.torch)
-    with torch.no_grad():
-        made = Built(PlannedNetwork(list(plans.values()), store, device), plans, store, made_s=made_s)
-    least = made.network.batches[0]
-    made.network.ready(least)
-    x = torch.randn(made.network.tensors(least)[0].shape, device=device.torch)
-    made.peak_bytes = peak_of(lambda: made.run(x), base)
-    return made
+@dataclass(frozen=True)
+class Wish:
+    """A program that a benchmark wants.
+
+    Attributes:
+        title: names it in tables.
+        model: the network.
+        window: voxels.
+        precision: of the engine.
+        batch: windows at once.
+    """
+
+    title: str
+    model: Model
+    window: Shape3
+    precision: str
+    batch: int = 1
+
+
+class Maker:
+    """Lowers, compiles side by side, tunes and places: the engine's own functions, in an order that saves time.
+
+    Args:
+        folder: for ONNX files.
+        ranges: folder of what calibrate3d.py wrote; None for no 8 bits.
+        timings: file of the tuner's times; its entries of other machines or versions say which candidates to try.
+        most: candidates of a problem at the most.
+    """
+
+    def __init__(self, folder: Path, ranges: Path | None, timings: Path | None, most: int = 16) -> None:
+        self.graphs = Graphs(folder, ranges)
+        self.device = Device.open("cuda" if CUDA else "cpu")
+        self.options = Options(
+            cache=TimingCache(timings, stamp(self.device.torch)), quick=True, most=most, log=_say, hinted=5
+        )
+        self.programs: dict[Wish, Program] = {}
+        self.failed: dict[str, str] = {}
+
+    def lower(self, wishes: Sequence[Wish], journal: Journal) -> None:
+        """Programs of those that can be lowered."""
+        for wish in wishes:
+            with journal.guarded(f"lowering {wish.title}, {wish.precision}, {wish.batch} at once"):
+                graph = self.graphs.of(wish.model, wish.precision, wish.window)
+                self.programs[wish] = lower(graph, wish.window, wish.batch, wish.precision)
+
+    def compile(self) -> None:
+        """Candidates of all programs so far, in processes."""
+        if not CUDA:
+            return
+        start = time.time()
+        programs = list(self.programs.values())
+        self.failed = compile_many(programs, self.device.target, self.options, self.device.torch)
+        print(f"[{time.time() - start:6.1f} s] compiled for {len(programs)} programs", flush=True)
+
+    def tuned(self, wish: Wish) -> Plan:
+        """The plan of a program that was lowered."""
+        start = time.time()
+        options = replace(self.options, compiled=self.failed)
+        program = self.programs[wish]
+        if CUDA:
+            program = tune(program, self.device.target, options, self.device.torch)
+        plan = Plan.make(program, {"title": wish.title})
+        print(f"[{time.time() - start:6.1f} s] tuned {wish.title}, {wish.precision}, {wish.batch} at once: "
+              f"{described(plan)}", flush=True)  # fmt: skip
+        return plan
+
+    def build(self, wishes: Sequence[Wish]) -> Built:
+        """A network that runs each of these batches; lowers what was not lowered before."""
+        plans = {}
+        for wish in wishes:
+            if wish not in self.programs:
+                graph = self.graphs.of(wish.model, wish.precision, wish.window)
+                self.programs[wish] = lower(graph, wish.window, wish.batch, wish.precision)
+            plans[wish.batch] = self.tuned(wish)
+        clear()
+        base = allocated()
+        store = Store(self.device.torch)
+        with torch.no_grad():
+            made = Built(PlannedNetwork(list(plans.values()), store, self.device), plans, store)
+        least = made.network.batches[0]
+        x = torch.randn(made.network.tensors(least)[0].shape, device=self.device.torch)
+        made.peak_bytes = peak_of(lambda: made.run(x), base)
+        return made
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def step_table(made: Built, batch: int, repeats: int = 10) -> list[dict[str, Any]]:
