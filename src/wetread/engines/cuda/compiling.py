@@ -238,7 +238,7 @@ def _start(folder: str, device: str) -> _Shop:
     torch.set_num_threads(1)
     where = torch.device(device)
     if where.type == "cuda":
-        torch.zeros(1, device=where)
+        torch.cuda.set_device(where)
     return _Shop(Plan.load(Path(folder), "tuned").program, where)
 
 

@@ -68,6 +68,9 @@ def measure(
         runs[id(row)] = run
         rows.append(row)
     rows = _final(rows, runs, trial, clock)
+    del trial, runs
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what graphs of library kernels kept serves nothing else
     rows.sort(key=lambda row: row.us * (LIBRARY_MARGIN if row.kernel is None else 1.0))
     for text in refused:
         log(f"  {step.name}: drops out: {text}")

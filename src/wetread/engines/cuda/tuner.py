@@ -86,6 +86,14 @@ def target(device: torch.device | str | int | None = None) -> Target:
     return Target((found.major, found.minor), shared, found.multi_processor_count)
 
 
+def on(device: torch.device | str) -> torch.device:
+    """The device with its number: torch's current GPU where none is said."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
 def tune(
     program: Program, device_target: Target, options: Options | None = None,
     device: torch.device | str | None = None,
@@ -106,7 +114,7 @@ def tune(
     options = options or Options()
     if not device_target.triton or find_spec("triton") is None:
         return _with_kernels(program, {})
-    where = torch.device(device or ("cpu" if device_target.interpreted else "cuda"))
+    where = on(device or ("cpu" if device_target.interpreted else "cuda"))
     found: dict[str, list[Row]] = {}
     keys: dict[str, str] = {}
     todo: list[_Problem] = []
@@ -238,7 +246,7 @@ def compile_many(
 
     def one(item: tuple[Program, dict[str, tuple[str, Kernel | None]]]) -> dict[str, str]:
         share = max(1, round(processes * len(item[1]) / total))
-        return compile_all(*item, torch.device(device), share, options.log)
+        return compile_all(*item, on(device), share, options.log)
 
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, len(work))) as pool:
@@ -251,4 +259,4 @@ def warm(program: Program, options: Options | None = None, device: torch.device 
     """Compiles the kernels of a tuned program in parallel, where the caches on disk lack them."""
     jobs = {step.name: (step.name, step.kernel) for step in program.steps if step.kernel is not None}
     options = options or Options()
-    compile_all(program, jobs, torch.device(device), options.processes, options.log)
+    compile_all(program, jobs, on(device), options.processes, options.log)
