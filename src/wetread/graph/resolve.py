@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from wetread.errors import GraphError
+from wetread.errors import GraphError, UnsupportedOperatorError
 from wetread.graph import change
 from wetread.graph.graph import Graph, node_name, numpy_name
 from wetread.graph.operators import OPERATORS
@@ -57,6 +57,7 @@ def resolve(graph: Graph, window: Sequence[int], batch: int, functions: Collecti
 
     Raises:
         GraphError: shapes do not agree for this window, or one hangs on the values of an input; names the node.
+        UnsupportedOperatorError: an operator is none of ONNX's.
     """
     model = _inlined(graph, functions)
     model = change.without_dead(Graph(model, graph.where).fixed(window, batch).model)
@@ -184,6 +185,12 @@ def _tensors(
         if value.name not in constants:
             found[value.name] = _entry(value.name, shapes, f"{where}: input {value.name!r}")
     for node in model.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            raise UnsupportedOperatorError(
+                f"there is no standard operator {node.op_type}",
+                where=f"{where}: {node_name(node)}",
+                todo="export with ONNX's own operators",
+            )
         for name in node.output:
             if name:
                 found[name] = _entry(name, shapes, f"{where}: {node_name(node)}")

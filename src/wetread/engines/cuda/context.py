@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from wetread.engines.common import Closing, Port
@@ -15,7 +14,7 @@ from wetread.engines.cuda.executable import Executable
 from wetread.engines.cuda.host import Given, as_tensor, check_batch
 from wetread.engines.cuda.plan import Plan
 from wetread.engines.cuda.store import Store
-from wetread.errors import EngineError, NotFiniteError
+from wetread.errors import DeviceMemoryError, EngineError, NotFiniteError
 
 Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
 
@@ -178,6 +177,7 @@ class CudaContext(Closing):
         self._batch = plan.program.batch
         self._ticket: CudaTicket | None = None
         self._closed = False
+        _check_memory(plan, device)
         self._executable = Executable(plan, store, device)
         try:
             with device.guard.watch("a context could not be made"), self._executable.current():
@@ -283,6 +283,22 @@ class CudaContext(Closing):
         self._executable.close()
 
 
+def _check_memory(plan: Plan, device: Device) -> None:
+    """Refuses a context whose arena is larger than what is free, before anything is taken.
+
+    Raises:
+        DeviceMemoryError: it is.
+    """
+    free = device.free_bytes()
+    if free is not None and plan.bytes > free:
+        raise DeviceMemoryError(
+            f"a context for {plan.program.batch} windows of {plan.program.window} takes {plan.bytes / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} are free",
+            where=device.name,
+            todo="use a smaller window or batch, or fewer contexts",
+        )
+
+
 def _check_finite(array: torch.Tensor, slot: Slot, kind: str) -> None:
     """Looks at each value; a sum of large ones may have overflowed although each of them is finite.
 
@@ -305,9 +321,10 @@ def _check_finite(array: torch.Tensor, slot: Slot, kind: str) -> None:
     if kind == "input":
         beyond = int((~torch.isfinite(array.to(own))).sum())
         if beyond:
-            limit = np.format_float_scientific(torch.finfo(own).max, 3)
+            limit = f"{torch.finfo(own).max:.4g}"
+            name = str(own).removeprefix("torch.")
             raise NotFiniteError(
-                f"{beyond} of {array.numel()} values are beyond {limit}, the largest that {slot.tensor.dtype} holds",
+                f"{beyond} of {array.numel()} values are beyond {limit}, the largest that {name} holds",
                 where=f"{kind} {slot.port.name}",
                 todo=todo,
             )

@@ -115,6 +115,8 @@ class Executable(Closing):
 
         self._run = everything
         if not self.device.gpu:
+            with self.device.guard.watch("a plan could not be run"):
+                self.run()  # what libraries pack, they pack now
             return
         assert self.stream is not None
         with CAPTURE, self.device.guard.watch("a plan could not be captured"), self.current():
