@@ -113,14 +113,46 @@ def _wants_border(program: Program, step: Step) -> bool:
     same = set(kernel) == {k} and k % 2 == 1 and k > 1 and set(a["pads"]) == {k // 2}
     writers = [s for s in program.steps if x in s.outputs.values()]
     given = x in program.inputs or all(s.op in ("copy", "quantise") for s in writers)
-    return same and spec.shape[1] < 16 and given and x not in program.outputs
+    if not same or spec.shape[1] >= 16 or not given or x in program.outputs:
+        return False
+    views = [view for view in program.tensors.values() if view.base == x]
+    return all(_relaid(view, spec, spec) is not None for view in views)
 
 
 def _surround(program: Program, name: str, width: int) -> None:
-    n, c, *space = program.tensors[name].shape
+    old = program.tensors[name]
+    n, c, *space = old.shape
     shape: Sequence[int] = (n, c, *(size + 2 * width for size in space))
     strides = channels_last(shape)
     base = f"{name}/bordered"
-    program.tensors[base] = TensorSpec(tuple(shape), program.tensors[name].dtype, strides, zeroed=True)
+    program.tensors[base] = TensorSpec(tuple(shape), old.dtype, strides, zeroed=True)
     offset = sum(width * stride for stride in strides[2:])
-    program.tensors[name] = TensorSpec((n, c, *space), program.tensors[name].dtype, strides, base, offset)
+    new = program.tensors[name] = TensorSpec((n, c, *space), old.dtype, strides, base, offset)
+    for key, view in list(program.tensors.items()):
+        if view.base == name:
+            moved = _relaid(view, old, new)
+            assert moved is not None  # `_wants_border` has seen it
+            program.tensors[key] = moved
+
+
+def _relaid(view: TensorSpec, old: TensorSpec, new: TensorSpec) -> TensorSpec | None:
+    """A view of a tensor that gets other strides; None where it merges axes, or has another element type."""
+    at = _indices(view.offset, old)
+    ends, strides = list(at), []
+    for size, stride in zip(view.shape, view.strides, strict=True):
+        steps = _indices(stride, old) if size > 1 else (0,) * len(at)
+        ends = [end + (size - 1) * step for end, step in zip(ends, steps, strict=True)]
+        strides.append(sum(step * s for step, s in zip(steps, new.strides, strict=True)))
+    if view.dtype != old.dtype or any(end >= size for end, size in zip(ends, old.shape, strict=True)):
+        return None
+    offset = new.offset + sum(i * s for i, s in zip(at, new.strides, strict=True))
+    return replace(view, base=new.base, strides=tuple(strides), offset=offset)
+
+
+def _indices(elements: int, spec: TensorSpec) -> tuple[int, ...]:
+    """A distance in memory as one along each axis."""
+    found = [0] * len(spec.shape)
+    for axis in sorted(range(len(spec.shape)), key=lambda i: -spec.strides[i]):
+        if spec.shape[axis] > 1:
+            found[axis], elements = divmod(elements, spec.strides[axis])
+    return tuple(found)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wetread.engines.cuda.lower.lowering import HANDLERS, Lowering, handles
+from wetread.engines.cuda.lower import convolutions
+from wetread.engines.cuda.lower.lowering import Lowering, handles
 from wetread.engines.cuda.program import Json, Shape, channels_last, row_major
 from wetread.graph.plain import Operation
 
@@ -371,15 +372,11 @@ def softmax(low: Lowering, node: Operation) -> None:
     low.step("softmax", node, {"x": low.value(node.inputs[0])}, {"y": low.output(node)}, attributes)
 
 
-_CONV = HANDLERS.get("Conv", Lowering.fallback)
-"""The handler of convolutions, which this one stands before (`handlers.load` keeps the order)."""
-
-
 @handles("Conv")
 def patch_embedding(low: Lowering, node: Operation) -> None:
     """A convolution whose stride is its kernel, as a linear layer on patches; others go on to their handler."""
     if not _is_embedding(low, node):
-        _CONV(low, node)
+        convolutions.conv(low, node)
         return
     weight = np.asarray(low.constant(node.inputs[1]))
     bias = np.asarray(low.constant(node.inputs[2])) if len(node.inputs) > 2 and node.inputs[2] else None

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from wetread.engines.cuda.lower import simple  # noqa: F401 - its handlers are the ones that these stand before
 from wetread.engines.cuda.lower.lowering import HANDLERS, Handler, Lowering, handles
 from wetread.engines.cuda.lower.transformer import Core, Left, Tail, left_of, linear, sole_reader, tail_of
-from wetread.engines.cuda.program import row_major
+from wetread.engines.cuda.program import Shape, row_major
 from wetread.graph.plain import Operation
 
 _ATTENTION = ("wetread.Attention", "wetread.WindowAttention", "wetread.ShiftedWindowAttention")
@@ -160,10 +161,8 @@ def _closed(low: Lowering, walk: _Walk, site: Site) -> Site | None:
             return None
     if tuple(s % p for s, p in zip(shift, site.padded, strict=True)) != site.shift:
         return None
-    while low.shape(walk.value) != low.shape(site.x):
-        node = walk.next("Slice")
-        if node is None or not _cropped(low, node):
-            return None
+    while _crops(low, walk.value, low.shape(site.x)):  # also slices that cut nothing off
+        walk.next("Slice")
     if low.shape(walk.value)[1:4] != low.shape(site.x)[1:4]:
         return None
     return replace(site, last=walk.value, nodes=walk.nodes)
@@ -189,17 +188,16 @@ def _shifted(low: Lowering, node: Operation, shift: list[int], sign: int) -> boo
     return True
 
 
-def _cropped(low: Lowering, node: Operation) -> bool:
-    """Whether a Slice cuts off the end of axes alone."""
+def _crops(low: Lowering, value: str, wanted: Shape) -> bool:
+    """Whether the only reader of a value is a Slice that cuts off the end of axes alone, down to no less than this."""
+    node = sole_reader(low, value)
+    if node is None or node.operator != "Slice":
+        return False
     starts, axes = low.numbers(node.inputs[1]), low.numbers(node.inputs[3]) if len(node.inputs) > 3 else None
     steps = low.numbers(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] else [1]
-    return (
-        starts is not None
-        and not any(starts)
-        and axes is not None
-        and steps is not None
-        and set(steps) == {1}
-    )
+    if starts is None or any(starts) or axes is None or steps is None or set(steps) != {1}:
+        return False
+    return all(size >= least for size, least in zip(low.shape(node.outputs[0]), wanted, strict=True))
 
 
 def emit(low: Lowering, site: Site) -> bool:
