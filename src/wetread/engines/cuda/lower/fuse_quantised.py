@@ -12,7 +12,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from wetread.engines.cuda.lower.edit import EIGHT, FLOATS, Uses, bare, is_add, merged, put, repeat
+from wetread.engines.cuda.lower.edit import (
+    EIGHT,
+    FLOATS,
+    Uses,
+    bare,
+    is_add,
+    merged,
+    put,
+    remove_dead,
+    repeat,
+)
 from wetread.engines.cuda.lower.fuse_epilogue import is_head
 from wetread.engines.cuda.lower.lowering import Stored, tensor_of
 from wetread.engines.cuda.program import Program, Step
@@ -30,6 +40,7 @@ _PRODUCERS = ("conv", "norm", "upconv", "resize", "pointwise", "pool")
 def operands(program: Program, stored: Mapping[str, Stored]) -> None:
     """Convolutions read rounded tensors and stored weights as they are."""
     repeat(program, lambda p, uses, step: _operands(p, uses, step, stored))
+    remove_dead(program)  # else what was dequantised for them would count as read
 
 
 def _operands(program: Program, uses: Uses, step: Step, stored: Mapping[str, Stored]) -> bool:

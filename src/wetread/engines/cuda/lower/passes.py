@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
-from wetread.engines.cuda.lower import concat, fuse_epilogue, fuse_norms, fuse_quantised, layout
+from wetread.engines.cuda.lower import (
+    concat,
+    fuse_epilogue,
+    fuse_norms,
+    fuse_pointwise,
+    fuse_quantised,
+    layout,
+)
 from wetread.engines.cuda.lower.edit import remove_dead
 from wetread.engines.cuda.lower.lowering import Stored
 from wetread.engines.cuda.program import Program
@@ -36,6 +43,7 @@ def passes(stored: Mapping[str, Stored]) -> list[tuple[str, Pass]]:
         ("small", fuse_norms.small),
         ("on load", fuse_norms.on_load),
         ("softmax", fuse_epilogue.softmax),
+        ("chains", fuse_pointwise.chains),
         ("in place", concat.in_place),
         ("planes", concat.conversions),
         ("padded channels", layout.padded_channels),
