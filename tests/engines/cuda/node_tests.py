@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
-from wetread.engines.cuda.lower.simple import describe
+from wetread.engines.cuda.lower.torch_step import describe
 from wetread.engines.cuda.operations import Arrays, operation
 from wetread.engines.cuda.program import Step
 from wetread.graph.plain import operation_of

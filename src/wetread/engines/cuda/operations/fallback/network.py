@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -15,21 +16,23 @@ F = torch.nn.functional
 Ints = Sequence[int]
 
 
-def window(call: Call, x: Tensor, kernel: Ints) -> tuple[list[int], list[int], list[int]]:
-    """Strides, dilations and explicit pads (begins, ends) of a convolution or pooling over x's spatial axes."""
-    rank = x.ndim - 2
-    strides = [int(v) for v in call.get("strides") or [1] * rank]
-    dilations = [int(v) for v in call.get("dilations") or [1] * rank]
-    auto = call.get("auto_pad", "NOTSET")
+def window(
+    attributes: Mapping[str, Any], shape: Ints, kernel: Ints
+) -> tuple[list[int], list[int], list[int]]:
+    """Strides, dilations and explicit pads (begins, ends) of a convolution or pooling of a tensor of some shape."""
+    rank = len(shape) - 2
+    strides = [int(v) for v in attributes.get("strides") or [1] * rank]
+    dilations = [int(v) for v in attributes.get("dilations") or [1] * rank]
+    auto = attributes.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         begin, end = [], []
-        for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
+        for n, k, s, d in zip(shape[2:], kernel, strides, dilations, strict=True):
             both = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
             small, large = both // 2, both - both // 2
             begin.append(small if auto == "SAME_UPPER" else large)
             end.append(large if auto == "SAME_UPPER" else small)
         return strides, dilations, begin + end
-    pads = call.get("pads") if auto == "NOTSET" else None
+    pads = attributes.get("pads") if auto == "NOTSET" else None
     return strides, dilations, [int(v) for v in pads or [0] * (2 * rank)]
 
 
@@ -42,7 +45,7 @@ def padded(x: Tensor, pads: Ints) -> Tensor:
 
 def convolve(call: Call, x: Tensor, w: Tensor, bias: Given) -> Tensor:
     """Convolution over 1 to 3 spatial axes."""
-    strides, dilations, pads = window(call, x, w.shape[2:])
+    strides, dilations, pads = window(call.attributes, x.shape, w.shape[2:])
     run = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}.get(x.ndim - 2)
     if run is None:
         raise call.refused(f"its input has {x.ndim - 2} spatial axes")
@@ -133,7 +136,7 @@ def causal(call: Call, x: Tensor, w: Tensor, bias: Given = None, past: Given = N
 
 def pooled_sizes(x: Tensor, call: Call, kernel: Ints) -> tuple[list[int], list[int], list[int], list[int]]:
     """Output sizes, strides, dilations and pads of a pooling."""
-    strides, dilations, pads = window(call, x, kernel)
+    strides, dilations, pads = window(call.attributes, x.shape, kernel)
     rank, out = x.ndim - 2, []
     for i in range(rank):
         span = x.shape[i + 2] + pads[i] + pads[i + rank] - (kernel[i] - 1) * dilations[i] - 1

@@ -178,7 +178,7 @@ def deformable(
     """Convolution whose taps are moved by offsets and weighted by a mask."""
     kernel = list(w.shape[2:])
     rank, taps = len(kernel), math.prod(kernel)
-    strides, dilations, pads = window(call, x, kernel)
+    strides, dilations, pads = window(call.attributes, x.shape, kernel)
     groups, parts = int(call.get("group", 1)), int(call.get("offset_group", 1))
     n, out = x.shape[0], list(offset.shape[2:])
     offset = offset.reshape(n, parts, taps, rank, *out)
