@@ -23,6 +23,9 @@ from wetread.package import TensorEntry
 _ROUNDS = 6
 """Times that folding may make new shapes known, which make new folding possible."""
 
+_LARGE = 1 << 14
+"""Bytes from which a weight is no shape and no list of axes."""
+
 _STAY = frozenset(
     {"DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}
 )
@@ -59,17 +62,35 @@ def resolve(graph: Graph, window: Sequence[int], batch: int, functions: Collecti
         GraphError: shapes do not agree for this window, or one hangs on the values of an input; names the node.
         UnsupportedOperatorError: an operator is none of ONNX's.
     """
-    model = _inlined(graph, functions)
-    model = change.without_dead(Graph(model, graph.where).fixed(window, batch).model)
+    model = change.without_dead(_inlined(graph, functions))
+    large = _set_aside(model)
+    model = change.fixed(model, {entry.name for entry in graph.inputs}, window, batch, graph.where)
     for _ in range(_ROUNDS):
         shapes = _shapes(model, graph.where)
-        folded = _fold(model, shapes, graph.where)
-        if not folded:
+        if not _fold(model, shapes, large, graph.where):
             break
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    tensors = _tensors(model, _shapes(model, graph.where), constants, graph.where)
+    constants = {t.name: numpy_helper.to_array(t) for t in (*model.graph.initializer, *large.values())}
+    tensors = _tensors(model, shapes, constants, graph.where)
     nodes = tuple(_plain(node) for node in model.graph.node)
     return Resolved(nodes, constants, tensors, graph.opset)
+
+
+def _set_aside(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Large weights taken out of the model, where inputs of their types stand for them: each copy would carry them."""
+    found, kept = {}, []
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() > _LARGE:
+            found[tensor.name] = onnx.TensorProto()
+            found[tensor.name].CopyFrom(tensor)
+        else:
+            kept.append(tensor)
+    listed = [value for value in model.graph.input if value.name not in found]
+    listed += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in found.values()]
+    for field, items in ((model.graph.initializer, kept), (model.graph.input, listed)):
+        copies = [type(item).FromString(item.SerializeToString()) for item in items]
+        del field[:]
+        field.extend(copies)
+    return found
 
 
 def _plain(node: onnx.NodeProto) -> Operation:
@@ -113,10 +134,15 @@ def _sizes(value: onnx.ValueInfoProto | None) -> tuple[int, ...] | None:
     return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
 
 
-def _fold(model: onnx.ModelProto, shapes: Mapping[str, onnx.ValueInfoProto], where: str) -> bool:
+def _fold(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, onnx.ValueInfoProto],
+    large: dict[str, onnx.TensorProto],
+    where: str,
+) -> bool:
     """Computes, in place, nodes that hang on no input; whether there were any."""
     graph = model.graph
-    known = {t.name for t in graph.initializer} | {""}
+    known = {t.name for t in graph.initializer} | {"", *large}
     kept, folded = [], []
     for node in graph.node:
         if _shape_of(node, shapes) is not None:
@@ -133,7 +159,7 @@ def _fold(model: onnx.ModelProto, shapes: Mapping[str, onnx.ValueInfoProto], whe
     read = {name for node in kept for name in node.input} | {value.name for value in graph.output}
     wanted = [name for node in folded for name in node.output if name in read]
     if wanted:
-        graph.initializer.extend(_computed(model, folded, wanted, where))
+        graph.initializer.extend(_computed(model, folded, wanted, large, where))
     del graph.node[:]
     graph.node.extend(kept)
     change.without_dead(model)
@@ -158,7 +184,11 @@ def _shape_of(node: onnx.NodeProto, shapes: Mapping[str, onnx.ValueInfoProto]) -
 
 
 def _computed(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str], where: str
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    wanted: Sequence[str],
+    large: Mapping[str, onnx.TensorProto],
+    where: str,
 ) -> list[onnx.TensorProto]:
     read = {name for node in nodes for name in node.input}
     part = onnx.ModelProto()
@@ -166,7 +196,7 @@ def _computed(
     del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.graph.value_info[:]
     part.graph.node.extend(nodes)
     part.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
-    weights = [t for t in model.graph.initializer if t.name in read]
+    weights = [t for t in (*model.graph.initializer, *large.values()) if t.name in read]
     del part.graph.initializer[:]
     part.graph.initializer.extend(weights)
     try:

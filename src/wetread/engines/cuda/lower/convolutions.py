@@ -27,6 +27,7 @@ def conv(low: Lowering, node: Operation) -> None:
         "stride": stride, "dilation": dilation, "pads": pads, "groups": int(at.get("group", 1)),
         "activation": None, "softmax": False, "inverse": 1.0, "norm": None,
     }  # fmt: skip
+    attributes |= _rounding(low)
     y = low.output(node, strides=channels_last(low.shape(node.outputs[0])))
     low.step("conv", node, _inputs(low, node), {"y": y}, attributes)
 
@@ -47,8 +48,14 @@ def upconv(low: Lowering, node: Operation) -> None:
         "stride": stride, "dilation": dilation, "pads": pads, "output_padding": extra,
         "groups": int(at.get("group", 1)), "activation": None, "inverse": 1.0, "norm": None,
     }  # fmt: skip
+    attributes |= _rounding(low)
     y = low.output(node, strides=channels_last(low.shape(node.outputs[0])))
     low.step("upconv", node, _inputs(low, node), {"y": y}, attributes)
+
+
+def _rounding(low: Lowering) -> dict[str, Json]:
+    """Whether library kernels may round float32 operands to TF32."""
+    return {"tf32": True} if low.program.precision == "tf32" else {}
 
 
 def _constant_bias(low: Lowering, node: Operation) -> bool:

@@ -39,7 +39,7 @@ def _small(program: Program, uses: Uses, norm: Step) -> bool:
     inputs.pop("bias", None)  # an instance norm takes it away
     step = Step(
         conv.name, "conv_norm", inputs, {"y": norm.outputs["y"]},
-        {**{k: a[k] for k in ("stride", "dilation", "pads", "groups")}, "norm": _applied(norm, 1.0),
+        {**{k: a[k] for k in ("stride", "dilation", "pads", "groups", "tf32") if k in a}, "norm": _applied(norm, 1.0),
          "inverse": norm.attributes["inverse"]},
         tuple(dict.fromkeys((*conv.nodes, *norm.nodes))),
     )  # fmt: skip
