@@ -18,8 +18,6 @@ from typing import Any
 import torch
 
 from wetread.errors import EngineError, EngineUnavailableError, OutputError
-from wetread.package import user_cache
-from wetread.storage import write_bytes
 
 # cuda.h: CUtensorMapDataType, CUtensorMapSwizzle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _TYPES = {torch.float16: 6, torch.int8: 0, torch.uint8: 0, torch.float8_e4m3fn: 0}
@@ -73,6 +71,10 @@ def compile_source(source: str, arch: str, defines: Sequence[str] = ()) -> bytes
     Raises:
         EngineError: with the compiler's log.
     """
+    # here, so that kernels can be timed on machines that have torch alone
+    from wetread.package import user_cache
+    from wetread.storage import write_bytes
+
     key = hashlib.sha256(json.dumps([source, arch, sorted(defines), _nvrtc_version()]).encode()).hexdigest()
     path = user_cache() / "kernels" / f"{key}.cubin"
     with suppress(OSError):
