@@ -7,7 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.engines.cuda import crew as bad  # noqa: E402
-from wetread.engines.cuda.compiling import Crew, Job, run_all  # noqa: E402
+from tests.engines.cuda import programs  # noqa: E402
+from wetread.engines.cuda.compiling import Crew, Job, compile_all, run_all  # noqa: E402
+from wetread.engines.cuda.program import Step  # noqa: E402
 
 pytestmark = pytest.mark.peer
 
@@ -38,3 +40,18 @@ def test_workers_that_cannot_start(tmp_path):
 
 def test_nothing_to_do(tmp_path):
     assert run_all([], Crew(bad.start, bad.task, (str(tmp_path),)), 4) == {}
+
+
+def test_steps_travel_to_workers():
+    """A step's program goes there as a plan on disk; what does not run there is told by its key."""
+    program = programs.chain((4,))
+    program.steps = [Step("copied", "copy", {"x": "x"}, {"y": "t0"}, {})]
+    lines = []
+    jobs = {"a": ("copied", None), "b": ("copied", {"family": "none such"})}
+    failed = compile_all(program, jobs, torch.device("cpu"), 1, lines.append)
+    assert set(failed) == {"b"} and "no kernel of its own" in failed["b"]
+    assert "copied: drops out: none such" in "".join(lines)
+
+
+def test_no_processes_no_workers():
+    assert compile_all(programs.chain((4,)), {"a": ("x", None)}, torch.device("cpu"), 0, print) == {}

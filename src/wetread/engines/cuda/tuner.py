@@ -191,7 +191,7 @@ def _measured(
         if options.compiled is not None
         else compile_all(program, jobs, device, options.processes, options.log)
     )
-    if jobs and options.compiled is None:
+    if jobs and options.compiled is None and time.monotonic() - started > 1.0:
         options.log(f"compiled in {time.monotonic() - started:.0f} s, {len(failed)} candidates drop out")
     found = {}
     with library_settings(program.precision):
