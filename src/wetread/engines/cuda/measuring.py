@@ -12,13 +12,16 @@ from wetread.engines.cuda.cache import Row
 from wetread.engines.cuda.clock import Clock
 from wetread.engines.cuda.operations import Kernel
 from wetread.engines.cuda.program import Program, Step
-from wetread.engines.cuda.steptable import kernel_text
+from wetread.engines.cuda.steptable import floors_us, kernel_text, peaks_of
 from wetread.engines.cuda.trial import EIGHT_BITS, Trial
 from wetread.errors import EngineError, WetreadError
 
 LIBRARY_MARGIN = 1.03
 """The library must be faster by this factor to win: its kernels allocate, and change with its version."""
 FINAL_MARGIN = 1.08
+NEAR_FLOOR = 1.6
+"""The library is not asked where an own kernel is so near the floor (cuDNN's convolutions in 3D stay twice above it,
+and take seconds to choose), nor for 8-bit weights, which it would multiply in float32."""
 FINALISTS = 4
 """Candidates so near to the fastest are timed again in turn: one measurement is no better than a few per cent."""
 
@@ -50,13 +53,14 @@ def measure(
         _still_alive(device, step, None, error)
         log(f"  {step.name}: its reference does not run here, so the library runs it: {error}")
         return []
+    near_us = NEAR_FLOOR * max(floors_us(step, program, peaks_of(device)))
     rows: list[Row] = []
     runs: dict[int, Callable[[], None]] = {}
     refused: list[str] = []
     for kernel in candidates:
-        if kernel is None and rows and _eight_bit(step, program):
-            continue  # libraries have no 8-bit convolutions in 3D: theirs are in float32
         best = min((row.us for row in rows), default=float("inf"))
+        if kernel is None and (best < near_us or (rows and _eight_bit(step, program))):
+            continue
         try:
             run = trial.launcher(kernel)
             row = _timed(trial, kernel, run, clock, best)

@@ -78,7 +78,7 @@ def step_table(
     program, arena, packs = plan.program, plan.arena(where), Packs()
     tensors = plan.tensors(arena, {name: w.to(where) for name, w in program.weights.items()})
     generator = torch.Generator(where).manual_seed(0)
-    peaks = peaks or _peaks(where)
+    peaks = peaks or peaks_of(where)
     rows = []
     with library_settings(program.precision):
         launches = plan.launchers(tensors, arena, packs)
@@ -107,10 +107,16 @@ def table_text(rows: Sequence[StepTime]) -> str:
 
 def _row(step: Step, program: Program, us: float, peaks: Peaks) -> StepTime:
     work = operation(step.op).work(step, program)
+    compute, memory = floors_us(step, program, peaks)
+    return StepTime(step.name, step.op, kernel_text(step.kernel), us, compute, memory, work.flop / us / 1e6)
+
+
+def floors_us(step: Step, program: Program, peaks: Peaks) -> tuple[float, float]:
+    """Microseconds that a step takes at the peak of arithmetic and of memory; 0 where a peak is not known."""
+    work = operation(step.op).work(step, program)
     rate = peaks.tensor.get(_operands(step, program), 0.0)
     compute = work.flop / rate * 1e6 if rate else 0.0
-    memory = work.bytes / peaks.bandwidth * 1e6 if peaks.bandwidth else 0.0
-    return StepTime(step.name, step.op, kernel_text(step.kernel), us, compute, memory, work.flop / us / 1e6)
+    return compute, work.bytes / peaks.bandwidth * 1e6 if peaks.bandwidth else 0.0
 
 
 def _operands(step: Step, program: Program) -> str:
@@ -121,7 +127,8 @@ def _operands(step: Step, program: Program) -> str:
     return ""
 
 
-def _peaks(device: torch.device) -> Peaks:
+def peaks_of(device: torch.device) -> Peaks:
+    """Of a device, by its name; empty where it is not known."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for word, found in PEAKS.items():
