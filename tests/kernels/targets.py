@@ -70,7 +70,7 @@ def main(arch: int) -> None:
         small_type = {"IN": TRITON_TYPES[kind][0], "ACC": acc}
         up = {k: v for k, v in FULL.items() if k not in ("STATS", "RESIDUAL")}
         build(small.upconv, {**up, **ON_LOAD, **small_type, "C": 64, "CO": 32, "BM": 64, "BN": 64, "BK": 64, "TAPS": 4,
-              "HALO": False}, arch, kind)  # fmt: skip
+              "KD": 2, "KH": 2, "HALO": False, "DENSE": True}, arch, kind)  # fmt: skip
         build(norm.norm_apply, {**EPILOGUE, "OUT": TRITON_TYPES[kind][0], "HALO": 0, "BV": 64, "BC": 32, "LOOP": 1,
               "RESIDUAL": True, "RNORM": True, "GROUP": 4}, arch)  # fmt: skip
         build(small.head, {**{k: v for k, v in up.items() if k != "OUT"}, **ON_LOAD, **small_type, "C": 48, "BC": 64,

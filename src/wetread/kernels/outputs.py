@@ -22,37 +22,45 @@ def upconv(
     x: Tensor, weight: Tensor, out: Tensor, epilogue: Epilogue = PLAIN, *, norm: Norm | None = None,
     in_inverse: float = 1.0, tile: Tile | None = None, taps: int = 4,
 ) -> None:  # fmt: skip
-    """Transposed convolution 2×2×2 with stride 2; weight from `weights.pack_up`.
+    """Transposed convolution whose stride is its kernel, 1 or 2 along D and H, 2 along W.
 
     Args:
         x: [N, D, H, W, C]; with `norm` raw, and normalised, activated and cast to the weight's type on load.
-        weight: [8, CO, C].
-        out: [N, 2D, 2H, 2W, CO], or such a slice of the channels of a larger tensor; voxels before and after each
-            row are written with zeros where there are any.
+        weight: [taps, CO, C] from `weights.pack_up`.
+        out: [N, KD·D, KH·H, 2W, CO], or such a slice of the channels of a larger tensor; voxels before and after
+            each row are written with zeros where there are any (`weights.padded`).
         epilogue: scale, bias, activation, inverse.
         norm: of the input.
         in_inverse: 1 / scale of the 8-bit input that `norm` makes.
         tile: rows (product of shape), bn of 2·CO, bk (C or more: the input is loaded once).
-        taps: of the four (kd, kh), how many a program makes.
+        taps: of the (kd, kh), how many a program makes; a divisor of their number.
     """
     from wetread.kernels.device.small import upconv as kernel
 
     require_channels_last(x, out)
     n, d, h, w, c = x.shape
     co = out.shape[-1]
-    require(out.shape == (n, 2 * d, 2 * h, 2 * w, co) and weight.shape == (8, co, c), "matching shapes")
+    kd, kh = out.shape[1] // d, out.shape[2] // h
+    require(kd in (1, 2) and kh in (1, 2), "a kernel of 1 or 2 along D and H")
+    require(
+        out.shape == (n, kd * d, kh * h, 2 * w, co) and weight.shape == (2 * kd * kh, co, c),
+        "matching shapes",
+    )
+    taps = min(taps, kd * kh)
     require(epilogue.sums is None and epilogue.residual is None, "no sums and no residual")
     t = tile or Tile("gather", (1, 1, 128), 64, 64, 4, 2)
     rows = t.shape[0] * t.shape[1] * t.shape[2]
     (sums, gamma, beta, eps, voxels), strides, constants = norm_arguments(norm, x)
     scale = x if epilogue.scale is None else epilogue.scale
     bias = x if epilogue.bias is None else epilogue.bias
-    kernel[(-(-2 * co // t.bn) * (4 // taps) * -(-(d * h * w) // rows), n)](
+    kernel[(-(-2 * co // t.bn) * (kd * kh // taps) * -(-(d * h * w) // rows), n)](
         x, weight, out, scale, bias, sums, gamma, beta, float(in_inverse), float(epilogue.inverse), eps, voxels,
-        d, h, w, *x.stride()[:4], *out.stride()[:4], *strides, C=c, CO=co, BM=rows, BN=t.bn, BK=t.bk, TAPS=taps,
+        d, h, w, *x.stride()[:4], *out.stride()[:4], *strides, C=c, CO=co, BM=rows, BN=t.bn, BK=t.bk, KD=kd, KH=kh,
+        TAPS=taps,
         IN=triton_type(weight.dtype), ACC=accumulator(weight.dtype), OUT=triton_type(out.dtype),
         SCALED=epilogue.scale is not None, BIASED=epilogue.bias is not None, ACT=epilogue.activation,
-        SLOPE=float(epilogue.slope), HALO=is_padded(out), **constants, **overlapped(), num_warps=t.warps,
+        SLOPE=float(epilogue.slope), HALO=is_padded(out), DENSE=out.stride(3) == co,
+        **constants, **overlapped(), num_warps=t.warps,
         num_stages=t.stages,
     )  # fmt: skip
 

@@ -83,7 +83,7 @@ def pack_depthwise(weight: Tensor) -> Tensor:
 
 
 def pack_up(weight: Tensor) -> Tensor:
-    """Transposed convolution's [C, CO, 2, 2, 2] as [8, CO, C]."""
+    """Transposed convolution's [C, CO, kd, kh, 2] as [taps, CO, C]."""
     return weight.flatten(2).permute(2, 1, 0).contiguous()
 
 

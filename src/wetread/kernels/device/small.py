@@ -168,19 +168,21 @@ def up_input(
 def upconv(
     x_ptr, w_ptr, y_ptr, scale_ptr, bias_ptr, sums_ptr, gamma_ptr, beta_ptr, in_inverse, inverse, eps, voxels,
     D, H, W, xn, xd, xh, xw, yn, yd, yh, yw, sums_n, sums_r,
-    C: tl.constexpr, CO: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TAPS: tl.constexpr,
-    IN: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, NORM: tl.constexpr, IN_ACT: tl.constexpr,
-    IN_SLOPE: tl.constexpr, GROUP: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, ACT: tl.constexpr,
-    SLOPE: tl.constexpr, HALO: tl.constexpr, REPLICAS: tl.constexpr, PDL: tl.constexpr,
+    C: tl.constexpr, CO: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, KD: tl.constexpr,
+    KH: tl.constexpr, TAPS: tl.constexpr, IN: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr,
+    NORM: tl.constexpr, IN_ACT: tl.constexpr, IN_SLOPE: tl.constexpr, GROUP: tl.constexpr, SCALED: tl.constexpr,
+    BIASED: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, HALO: tl.constexpr, DENSE: tl.constexpr,
+    REPLICAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Transposed convolution 2×2×2, stride 2: a product [voxels, C] × [C, 8·CO], stored scattered.
+    """Transposed convolution KD×KH×2 with that stride: a product [voxels, C] × [C, taps·CO], stored scattered.
 
-    A program makes TAPS of the four (kd, kh) of its voxels, each with both kw; where C ≤ BK it loads them
-    once. With NORM the input is normalised, activated and cast to IN as it is loaded.
+    A program makes TAPS of the KD·KH (kd, kh) of its voxels, each with both kw; where C ≤ BK it loads them
+    once. With NORM the input is normalised, activated and cast to IN as it is loaded. DENSE: neighbours along W lie
+    one after the other in y, which is no slice of a larger tensor's channels.
     """
     after_previous(PDL)
     NB: tl.constexpr = (2 * CO + BN - 1) // BN
-    GROUPS: tl.constexpr = 4 // TAPS
+    GROUPS: tl.constexpr = KD * KH // TAPS
     pid = tl.program_id(0)
     n = tl.program_id(1).to(tl.int64)
     rows = (pid // (NB * GROUPS)) * BM + tl.arange(0, BM)
@@ -192,7 +194,10 @@ def upconv(
     h = (rows // W) % H
     d = rows // (W * H)
     at = x_ptr + n * xn + d * xd + h * xh + w * xw
-    base = y_ptr + n * yn + 2 * (d * yd + h * yh + w * yw)
+    base = y_ptr + n * yn + KD * d * yd + KH * h * yh + 2 * w * yw
+    place = cols
+    if not DENSE:
+        place = cols // CO * yw + channels
     ok = row_ok[:, None] & cols_ok[None, :]
     ks = tl.arange(0, BK)
     if C <= BK:
@@ -227,8 +232,8 @@ def upconv(
             acc, scale_ptr, bias_ptr, bias_ptr, channels[None, :], ok, channels, cols_ok, SCALED, BIASED, False, ACT,
             SLOPE,
         )  # fmt: skip
-        # the outputs 2w and 2w + 1 lie one after the other: 2·CO values in a row
-        to = base[:, None] + ((tap // 2) * yd + (tap % 2) * yh) + cols[None, :]
+        # the outputs 2w and 2w + 1 may lie one after the other: 2·CO values in a row
+        to = base[:, None] + ((tap // KH) * yd + (tap % KH) * yh) + place[None, :]
         tl.store(to, narrow(y, inverse, OUT), mask=ok)
         if HALO:
             # the zero voxels at both ends of W belong to whoever wrote their neighbours

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 
-from wetread.engines.cuda.operations.base import Arrays, Operation, Tensor, Work, activate, store, wide
-from wetread.engines.cuda.operations.geometry import Geometry, convolve, lifted, rounding
+from wetread.engines.cuda.operations import families, launching
+from wetread.engines.cuda.operations.base import (
+    Arrays,
+    Kernel,
+    Operation,
+    Target,
+    Tensor,
+    Work,
+    activate,
+    store,
+    wide,
+)  # fmt: skip
+from wetread.engines.cuda.operations.geometry import convolve, geometry_of, lifted, rounding
+from wetread.engines.cuda.operations.site import EIGHT
 from wetread.engines.cuda.operations.statistics import (
     add_sums,
     add_sums_narrow,
@@ -16,8 +29,6 @@ from wetread.engines.cuda.operations.statistics import (
     on_load,
 )  # fmt: skip
 from wetread.engines.cuda.program import Program, Step
-
-EIGHT = (torch.int8, torch.uint8, torch.float8_e4m3fn)
 
 
 class Conv(Operation):
@@ -41,7 +52,7 @@ class Conv(Operation):
         weight = at.inputs["weight"]
         with rounding(False):
             value = convolve(
-                lifted(_operand(step, at)), lifted(wide(weight)), None, Geometry.of(step, tuple(weight.shape))
+                lifted(_operand(step, at)), lifted(wide(weight)), None, geometry_of(step, tuple(weight.shape))
             )
         value = _finished(value.reshape(y.shape), step, at)
         if a.get("softmax"):
@@ -75,8 +86,20 @@ class Conv(Operation):
         )
         inside = None if bias is None or eight else bias.to(kind)
         with rounding(eight or bool(step.attributes.get("tf32"))):
-            value = convolve(lifted(x), held, inside, Geometry.of(step, tuple(weight.shape)))
+            value = convolve(lifted(x), held, inside, geometry_of(step, tuple(weight.shape)))
         return _finished(value, step, at, biased=inside is not None)
+
+    def kernels(self, step: Step, program: Program, target: Target) -> list[Kernel]:
+        """See `Operation.kernels`."""
+        return families.conv_kernels(step, program, target)
+
+    def scratch_bytes(self, step: Step, program: Program, kernel: Kernel | None) -> int:
+        """See `Operation.scratch_bytes`."""
+        return launching.scratch_bytes(step, program, kernel)
+
+    def prepare(self, step: Step, kernel: Kernel, at: Arrays) -> Callable[[], None]:
+        """See `Operation.prepare`."""
+        return families.prepare(step, kernel, at)
 
     def work(self, step: Step, program: Program) -> Work:
         """See `Operation.work`."""

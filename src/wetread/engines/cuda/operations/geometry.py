@@ -4,77 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from wetread.engines.cuda.operations.base import Tensor
 from wetread.engines.cuda.program import Shape, Step
+from wetread.kernels.arguments import Geometry, Three
 
-Three = tuple[int, int, int]
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """How the outputs of a convolution lie to its inputs, along D, H, W (missing axes have one voxel).
-
-    Attributes:
-        kernel, stride, dilation: along each axis.
-        before, after: zero voxels at both ends.
-        groups: of channels.
-    """
-
-    kernel: Three
-    stride: Three = (1, 1, 1)
-    dilation: Three = (1, 1, 1)
-    before: Three = (0, 0, 0)
-    after: Three = (0, 0, 0)
-    groups: int = 1
-
-    @classmethod
-    def of(cls, step: Step, weight: Shape) -> Geometry:
-        """The geometry of a step whose weight has this shape ([CO, C, *kernel] or [C, CO, *kernel])."""
-        a = step.attributes
-        rank = len(weight) - 2
-        pads = a.get("pads", [0] * (2 * rank))
-        half = len(pads) // 2
-        return cls(
-            _three(weight[2:], 1), _three(a.get("stride", ()), 1), _three(a.get("dilation", ()), 1),
-            _three(pads[:half], 0), _three(pads[half:], 0), int(a.get("groups", 1)),
-        )  # fmt: skip
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether both ends of every axis have as many zeros."""
-        return self.before == self.after
-
-    @property
-    def same(self) -> bool:
-        """Whether the output has the input's size, each output voxel above the middle of its kernel."""
-        middle = tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel, strict=True))
-        odd = all(k % 2 for k in self.kernel)
-        return odd and self.symmetric and self.before == middle and self.stride == (1, 1, 1)
-
-    @property
-    def cube(self) -> bool:
-        """Whether it is 3×3×3, stride 1, pad 1: what planes, pairs and march take."""
-        return self.same and self.kernel == (3, 3, 3) and self.dilation == (1, 1, 1)
-
-    @property
-    def point(self) -> bool:
-        """Whether it is 1×1×1 on every voxel."""
-        return self.kernel == (1, 1, 1) and self.same
-
-    def out_size(self, size: Sequence[int]) -> Three:
-        """D, H, W of the output of a convolution of this size."""
-        d, h, w = (
-            (n + b + a - r * (k - 1) - 1) // s + 1
-            for n, b, a, r, k, s in zip(
-                size, self.before, self.after, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
-        return d, h, w
+def geometry_of(step: Step, weight: Shape) -> Geometry:
+    """The geometry of a step whose weight has this shape ([CO, C, *kernel] or [C, CO, *kernel])."""
+    a = step.attributes
+    pads = a.get("pads", [0] * (2 * (len(weight) - 2)))
+    half = len(pads) // 2
+    return Geometry(
+        _three(weight[2:], 1), _three(a.get("stride", ()), 1), _three(a.get("dilation", ()), 1),
+        _three(pads[:half], 0), _three(pads[half:], 0), int(a.get("groups", 1)),
+    )  # fmt: skip
 
 
 def _three(values: Sequence[int], fill: int) -> Three:
@@ -90,8 +37,9 @@ def lifted(x: Tensor) -> Tensor:
 
 
 def last(x: Tensor) -> Tensor:
-    """(N, C, *space) as the kernels name it: a view [N, D, H, W, C]."""
-    return lifted(x).permute(0, 2, 3, 4, 1)
+    """(N, C, *space) as the kernels name it: a view [N, D, H, W, C] with a C stride of 1."""
+    y = lifted(x).permute(0, 2, 3, 4, 1)
+    return y if x.shape[1] != 1 else torch.as_strided(y, y.shape, (*y.stride()[:4], 1), y.storage_offset())
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:

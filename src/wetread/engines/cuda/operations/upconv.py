@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
 
-from wetread.engines.cuda.operations.base import Arrays, Operation, Tensor, Work, activate, store, wide
-from wetread.engines.cuda.operations.conv import EIGHT, rounded
-from wetread.engines.cuda.operations.geometry import Geometry, Three, convolve_transposed, lifted, rounding
+from wetread.engines.cuda.operations import launching
+from wetread.engines.cuda.operations.base import (
+    Arrays,
+    Kernel,
+    Operation,
+    Target,
+    Tensor,
+    Work,
+    activate,
+    store,
+    wide,
+)  # fmt: skip
+from wetread.engines.cuda.operations.conv import rounded
+from wetread.engines.cuda.operations.geometry import convolve_transposed, geometry_of, last, lifted, rounding
+from wetread.engines.cuda.operations.site import EIGHT, HALVES, channels_inside, kernel_activation, runs
 from wetread.engines.cuda.operations.statistics import along_channels, normalised_narrow, on_load
-from wetread.engines.cuda.program import Program, Step
+from wetread.engines.cuda.program import Program, Shape, Step
+from wetread.kernels import launch, weights
+from wetread.kernels.arguments import Three, Tile
 
 
 class UpConv(Operation):
@@ -32,7 +48,7 @@ class UpConv(Operation):
             value = rounded(value, x.dtype, weight.dtype, float(norm.get("inverse", 1.0)))
         with rounding(False):
             y = convolve_transposed(
-                lifted(value), lifted(wide(weight)), None, Geometry.of(step, tuple(weight.shape)), _more(step)
+                lifted(value), lifted(wide(weight)), None, geometry_of(step, tuple(weight.shape)), _more(step)
             )
         _store(y, step, at)
 
@@ -52,9 +68,53 @@ class UpConv(Operation):
         )
         with rounding(eight or bool(step.attributes.get("tf32"))):
             y = convolve_transposed(
-                lifted(value.to(kind)), held, None, Geometry.of(step, tuple(weight.shape)), _more(step)
+                lifted(value.to(kind)), held, None, geometry_of(step, tuple(weight.shape)), _more(step)
             )
         _store(y, step, at)
+
+    def kernels(self, step: Step, program: Program, target: Target) -> list[Kernel]:
+        """See `Operation.kernels`: kernel and stride 1 or 2 along D and H, 2 along W."""
+        specs = {role: program.spec(name) for role, name in (*step.inputs.items(), *step.outputs.items())}
+        x, y, weight, norm = specs["x"], specs["y"], specs["weight"], step.attributes.get("norm")
+        if not target.triton or not _doubles(step, weight.shape):
+            return []
+        operand = weight.torch_dtype if weight.torch_dtype in EIGHT else x.torch_dtype
+        applied = [step.attributes.get("activation"), *([] if norm is None else [norm["activation"]])]
+        known = all(kernel_activation(a) is not None for a in applied)
+        given = x.torch_dtype in HALVES if norm is not None else x.torch_dtype == operand
+        inside = channels_inside(x) and y.strides[1] == 1
+        if not (known and given and inside and runs(operand, target)) or y.torch_dtype == torch.float64:
+            return []
+        c, co = weight.shape[:2]
+        # one block of K where the input's norm would be computed anew in each
+        bk = max(16, 1 << (c - 1).bit_length()) if c <= 128 else 64
+        bk = max(bk, 32 // operand.itemsize)
+        found = list[Kernel]()
+        for rows, bn, taps, warps in (
+            (128, 64, 4, 4), (128, 64, 4, 8), (128, 64, 1, 4), (64, 64, 4, 4), (64, 64, 1, 4), (64, 128, 1, 4),
+        ):  # fmt: skip
+            if bn <= max(64, 2 * co):
+                found.append(
+                    {"family": "upconv", "rows": rows, "bn": bn, "bk": bk, "taps": taps, "warps": warps}
+                )
+        return found
+
+    def prepare(self, step: Step, kernel: Kernel, at: Arrays) -> Callable[[], None]:
+        """See `Operation.prepare`."""
+        x, given = last(at.inputs["x"]), step.attributes.get("norm")
+        tile = Tile(
+            "gather",
+            (1, 1, int(kernel["rows"])),
+            int(kernel["bn"]),
+            int(kernel["bk"]),
+            int(kernel["warps"]),
+            2,
+        )
+        return partial(
+            launch.upconv, x, launching.packed(step, at, "up", weights.pack_up), last(at.outputs["y"]),
+            launching.epilogue_of(step, at), norm=None if given is None else launching.norm_of(at, x.shape[-1], given),
+            in_inverse=launching.inverse_of(step), tile=tile, taps=int(kernel["taps"]),
+        )  # fmt: skip
 
     def work(self, step: Step, program: Program) -> Work:
         """See `Operation.work`."""
@@ -63,6 +123,17 @@ class UpConv(Operation):
         for size in (*x.shape, *weight.shape[2:]):
             flop *= size
         return Work(flop, super().work(step, program).bytes)
+
+
+def _doubles(step: Step, weight: Shape) -> bool:
+    """Whether kernel upconv takes it: no two outputs share an input."""
+    geometry, size = geometry_of(step, weight), weight[2:]
+    plain = geometry.groups == 1 and geometry.dilation == (1, 1, 1) and not any(_more(step))
+    padded = any((*geometry.before, *geometry.after))
+    return (
+        plain and not padded and geometry.stride == geometry.kernel and size[-1] == 2
+        and all(k in (1, 2) for k in geometry.kernel)
+    )  # fmt: skip
 
 
 def _more(step: Step) -> Three:
