@@ -160,8 +160,6 @@ def prepare_tiled(step: Step, kernel: Kernel, at: Arrays) -> Launch:
     tile, carver, launches = tile_of(kernel), Carver(at.scratch), list[Launch]()
     x, norm = inputs_of(step, kernel, at, carver, launches)
     y = last(at.outputs["y"])
-        geometry_of(step, tuple(at.inputs["weight"].shape)).point and tile.shape[0] == tile.shape[1] == 1
-    )
     epilogue = epilogue_of(step, at, split=tile.splits > 1)
     if tile.splits > 1:
         parts = carver.take((tile.splits, *y.shape), torch.float32)
