@@ -8,11 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from wetread.kernels.arguments import Geometry, Three, Tile
-from wetread.kernels.hopper import march
 
 SHARED_BYTES = 225_000  # of a Hopper multiprocessor, where the device is not asked
-
-MARCHED = 8192  # voxels below which a column of 16 × 16 leaves most of the chip idle
 
 
 @dataclass(frozen=True)
@@ -22,12 +19,10 @@ class Chip:
     Attributes:
         processors: multiprocessors.
         shared_bytes: largest shared memory of a block.
-        hopper: kernels of sm_90a run.
     """
 
     processors: int = 132
     shared_bytes: int = SHARED_BYTES
-    hopper: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,30 +68,14 @@ def _power(n: int) -> int:
 
 
 def tiles(layer: Layer, chip: Chip) -> list[Tile]:
-    """Tiles of families taps (or gather, where descriptors or stride forbid it), planes and march.
+    """Tiles of families taps (or gather, where descriptors or stride forbid it), and planes for large volumes.
 
     Each is checked against the chip's shared memory and the registers of a program.
     """
-    found: list[Tile] = []
     taps = layer.boxes and layer.geometry.stride == (1, 1, 1)
+    found = list(_plain(layer, chip, taps))
     big = layer.batch * layer.voxels >= 64 * 128 * chip.processors // 4
-    small = layer.batch * layer.voxels < MARCHED
-    marched = (
-        chip.hopper
-        and not small
-        and layer.geometry.cube
-        and march.applies(layer.channels, layer.co, layer.dtype)
-    )
-    if marched:
-        counts = [n for n in (32, 48) if march.applies(layer.channels, layer.co, layer.dtype, False, n)]
-        found += [Tile("march", (1, 16, 16), n, 32) for n in counts]
-    plain = list(_plain(layer, chip, taps))
-    if marched and big:  # march won every such layer that was measured; a few others guard against surprises
-        return found + plain[:3]
-    found += plain
-    if taps and layer.geometry.cube and big and not marched:
-        found += _planes(layer, chip)
-    return found
+    return found + _planes(layer, chip) if taps and layer.geometry.cube and big else found
 
 
 def _plain(layer: Layer, chip: Chip, taps: bool) -> Iterator[Tile]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from wetread.engines.cuda.operations import launching
 from wetread.engines.cuda.operations.base import Arrays, Kernel, Target
@@ -18,10 +19,12 @@ _PREPARE: Mapping[str, Callable[[Step, Kernel, Arrays], Launch]] = {
     "gather": launching.prepare_tiled, "taps": launching.prepare_tiled, "planes": launching.prepare_tiled,
     "pairs": launching.prepare_tiled, "march": launching.prepare_tiled, "few": launching.prepare_few,
     "head": launching.prepare_head, "depthwise": launching.prepare_depthwise,
+    "march2": launching.prepare_march2, "first": launching.prepare_first,
 }  # fmt: skip
 
 FEW = 16  # input channels below which a product takes all taps as one K
-APART = {"rows": 128, "warps": 8}  # of a norm before its convolution, for blocks of 64 channels
+BESIDE = 4  # tiles timed beside a Hopper kernel
+MARCHED = 8192  # voxels below which Hopper's columns of 16 × 16 leave most of the chip idle
 
 
 def prepare(step: Step, kernel: Kernel, at: Arrays) -> Launch:
@@ -52,7 +55,8 @@ def conv_kernels(step: Step, program: Program, target: Target) -> list[Kernel]:
     if site.geometry.groups > 1:
         return _depthwise(site)
     if site.channels[0] < FEW and len(site.channels) == 1 and site.norm is None and not site.only_march:
-        return _few(site, int(step.attributes.get("border", 0)))
+        firsts: list[Kernel] = [{"family": "first"}] if site.first else []
+        return firsts + _few(site, int(step.attributes.get("border", 0)))
     return _tiled(site, target)
 
 
@@ -85,21 +89,37 @@ def _few(site: Site, border: int) -> list[Kernel]:
 
 
 def _tiled(site: Site, target: Target) -> list[Kernel]:
-    """Families that cut the output into tiles; with a norm on load march has it inside, the others apart."""
+    """Families that cut the output into tiles; with a norm on load march has it inside, the others apart.
+
+    Where a Hopper kernel applies a few others are timed beside it: it won every such layer that was measured.
+    """
     if site.geometry.groups != 1:
         return []
-    device, found = chip(target), list[Kernel]()
+    fast = _hopper(site)
     if site.norm is None:
-        if site.x.torch_dtype != site.operand and not site.only_march:
-            return []
-        every = tiles(site.layer, device)
-        return [launching.tile_json(t) for t in every if t.family == "march" or not site.only_march]
-    marched = target.hopper and site.geometry.cube and site.x.dtype == "float16"
-    if marched and march.applies(site.channels, site.weight[0], site.operand, True):
-        found.append(launching.tile_json(Tile("march", (1, 16, 16), march.outputs_of(site.weight[0]), 32)))
-    if site.even:
-        every = tiles(site.layer, device)
-        every += [] if target.hopper else pair_tiles(site.layer, device)
-        rows = {**APART, "rows": 8192 // max(16, min(64, 1 << (site.channels[0] - 1).bit_length()))}
-        found += [{**launching.tile_json(t), "apart": rows} for t in every[: 4 if found else None]]
-    return found
+        if site.only_march or site.x.torch_dtype != site.operand:
+            return fast
+        return fast + [
+            launching.tile_json(t) for t in tiles(site.layer, chip(target))[: BESIDE if fast else None]
+        ]
+    if not site.even:
+        return fast
+    device = chip(target)
+    every = tiles(site.layer, device) + ([] if target.hopper else pair_tiles(site.layer, device))
+    apart = {"rows": 8192 // max(16, min(64, 1 << (site.channels[0] - 1).bit_length())), "warps": 8}
+    if replace(site, norm=None).marched() and site.layer.batch * site.layer.voxels >= MARCHED:
+        every = [_march(site.weight[0]), *every]
+    return fast + [{**launching.tile_json(t), "apart": apart} for t in every[: BESIDE if fast else None]]
+
+
+def _march(co: int) -> Tile:
+    return Tile("march", (1, 16, 16), march.outputs_of(co), 32)
+
+
+def _hopper(site: Site) -> list[Kernel]:
+    """Kernels of sm_90a that take the whole step."""
+    if site.layer.batch * site.layer.voxels < MARCHED:
+        return []
+    found: list[Kernel] = [{"family": "march2", "outputs": n} for n in (64, 32) if site.marched_by_two(n)]
+    counts = [n for n in (32, 48) if site.marched(n)]
+    return found + [launching.tile_json(Tile("march", (1, 16, 16), n, 32)) for n in counts]

@@ -17,7 +17,7 @@ from wetread.engines.cuda.program import Json, Program, Step
 from wetread.errors import EngineError
 from wetread.kernels import launch, weights
 from wetread.kernels.arguments import Epilogue, Family, Norm, Three, Tile
-from wetread.kernels.hopper import march
+from wetread.kernels.hopper import first, march, march2
 
 Launch = Callable[[], None]
 ALIGNED = 256  # bytes
@@ -244,6 +244,28 @@ def prepare_few(step: Step, kernel: Kernel, at: Arrays) -> Launch:
         launch.conv_few, last(at.inputs["x"]), packed(step, at, "few", weights.pack_few), last(at.outputs["y"]),
         epilogue_of(step, at), rows=int(kernel["rows"]), bn=int(kernel["bn"]), geometry=geometry,
         border=bool(kernel["border"]), across=bool(kernel["across"]), warps=int(kernel["warps"]),
+    )  # fmt: skip
+
+
+def prepare_march2(step: Step, kernel: Kernel, at: Arrays) -> Launch:
+    """Family march2: 3×3×3 at stride 2 on Hopper."""
+    outputs = int(kernel["outputs"])
+    held = packed(step, at, "march2", lambda w: march2.pack(w, outputs), outputs)
+    return partial(
+        march2.conv3d_march2,
+        last(at.inputs["x"]),
+        held,
+        last(at.outputs["y"]),
+        epilogue_of(step, at),
+        outputs,
+    )
+
+
+def prepare_first(step: Step, kernel: Kernel, at: Arrays) -> Launch:
+    """Family first: 3×3×3 of one channel on Hopper."""
+    return partial(
+        first.conv3d_first, last(at.inputs["x"]), packed(step, at, "first", first.pack), last(at.outputs["y"]),
+        epilogue_of(step, at),
     )  # fmt: skip
 
 

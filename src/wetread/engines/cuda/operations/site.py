@@ -12,6 +12,7 @@ from wetread.engines.cuda.operations.geometry import geometry_of
 from wetread.engines.cuda.program import Json, Program, Step, TensorSpec
 from wetread.kernels.arguments import ACTIVATIONS, Geometry
 from wetread.kernels.candidates import SHARED_BYTES, Chip, Layer
+from wetread.kernels.hopper import first, march, march2, parts
 
 EIGHT = (torch.int8, torch.uint8, torch.float8_e4m3fn)
 HALVES = (torch.float16, torch.bfloat16)
@@ -35,7 +36,7 @@ def kernel_activation(activation: Mapping[str, Json] | None) -> tuple[str, float
 
 def chip(target: Target) -> Chip:
     """What tiles depend on of a device; the interpreter counts as a small one."""
-    return Chip(max(target.processors, 1), target.shared_bytes or SHARED_BYTES, target.hopper)
+    return Chip(max(target.processors, 1), target.shared_bytes or SHARED_BYTES)
 
 
 def runs(dtype: torch.dtype, target: Target) -> bool:
@@ -92,6 +93,7 @@ class Site:
         even: whether rows of x are evenly spaced, so that a norm may be applied apart.
         layer: as tiles see it.
         only_march: x is uint8, which no other kernel takes.
+        hopper: whether the kernels of sm_90a take what surrounds the product (types, alignment, activations).
     """
 
     x: TensorSpec
@@ -104,6 +106,7 @@ class Site:
     even: bool
     layer: Layer
     only_march: bool
+    hopper: bool
 
     @classmethod
     def of(cls, step: Step, program: Program, target: Target) -> Site | None:
@@ -135,10 +138,43 @@ class Site:
             boxes=all(boxed(s) for s in boxes) and all(c * size % 16 == 0 for c in channels),
             flat=all(even_voxels(s) for s in (*maps, y)), splits=even_rows(y) and all(even_rows(s) for s in maps),
         )  # fmt: skip
+        leaky = all((kernel_activation(a) or ("", 0))[0] == "leaky" for a in applied)
+        half = all(specs[r].dtype == "float16" for r in ("residual",) if r in specs)
+        aligned = all(boxed(specs[r]) for r in ("x2", "residual", "y") if r in specs)
+        hopper = target.hopper and leaky and half and aligned and y.torch_dtype in parts.OUTPUTS
         return cls(
             x, y, channels, operand, weight.shape, geometry, norm, even_rows(x), layer,
-            x.torch_dtype == torch.uint8,
+            x.torch_dtype == torch.uint8, hopper,
         )  # fmt: skip
+
+    def marched(self, outputs: int | None = None) -> bool:
+        """Whether kernel march takes it (with its norm on load, if there is one), so many outputs a block."""
+        if not self.hopper or not self.geometry.cube or not boxed(self.x):
+            return False
+        if self.norm is not None and self.x.dtype != "float16":
+            return False
+        return march.applies(self.channels, self.weight[0], self.operand, self.norm is not None, outputs)
+
+    def marched_by_two(self, outputs: int) -> bool:
+        """Whether kernel march2 takes it: 3×3×3 at stride 2."""
+        g = self.geometry
+        ones, twos = (1, 1, 1), (2, 2, 2)
+        fits = g.kernel == (3, 3, 3) and g.stride == twos and g.dilation == ones == g.before and g.groups == 1
+        # of an even size the zeros after it are never read
+        ends = all(
+            a in (0, 1) if n % 2 == 0 else a == 1
+            for n, a in zip(_three(self.x.shape[2:]), g.after, strict=True)
+        )
+        plain = self.hopper and len(self.channels) == 1 and self.norm is None and boxed(self.x)
+        if not (plain and fits and ends) or self.x.shape[-1] < 2:
+            return False
+        return march2.applies(self.channels[0], self.weight[0], self.operand, outputs)
+
+    @property
+    def first(self) -> bool:
+        """Whether kernel first takes it: 3×3×3 of one channel."""
+        plain = self.hopper and self.geometry.cube and len(self.channels) == 1 and self.norm is None
+        return plain and first.applies(self.channels[0], self.weight[0], self.x.torch_dtype)
 
     @property
     def head(self) -> bool:
