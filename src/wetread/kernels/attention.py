@@ -10,8 +10,8 @@ import torch
 from wetread.kernels.arguments import Tensor, overlapped, require, triton_type
 
 _LOG2E = math.log2(math.e)
-_BLOCK = 256
-"""Rows of bias and mask are padded to multiples of the largest block of keys."""
+BLOCK = 128
+"""Queries and keys of bias and mask are filled up to multiples of this, the largest block."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Masks:
     """What is added to scores, and what stands where a map was padded.
 
     Attributes:
-        bias: [1 or heads, Tq, TP] from `pack_bias`.
-        mask: [windows, Tq, TP] from `pack_bias`.
+        bias: [1 or heads, QP, KP] from `pack_bias`.
+        mask: [windows, QP, KP] from `pack_bias`.
         regions: [windows, T] from `pack_regions`.
         apart: added between tokens of different regions.
         fill: [3 · heads · F], float32.
@@ -59,12 +59,12 @@ class Masks:
 
 
 def pack_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """(..., A, Tq, Tk) as [A, Tq, TP] in units of log 2, rows padded so that loads are aligned."""
+    """(..., A, Tq, Tk) as [A, QP, KP] in units of log 2: whole blocks, −inf for keys that are not there."""
     flat = bias.reshape(-1, *bias.shape[-2:])
-    packed = torch.zeros(
-        *flat.shape[:2], -(-flat.shape[2] // _BLOCK) * _BLOCK, dtype=dtype, device=bias.device
-    )
-    packed[..., : flat.shape[2]] = (flat.double() * _LOG2E).to(dtype)
+    q, k = (-(-size // BLOCK) * BLOCK for size in flat.shape[1:])
+    packed = torch.zeros(flat.shape[0], q, k, dtype=dtype, device=bias.device)
+    packed[..., flat.shape[2] :] = -math.inf
+    packed[:, : flat.shape[1], : flat.shape[2]] = (flat.double() * _LOG2E).to(dtype)
     return packed
 
 
@@ -122,9 +122,8 @@ def attention(
         strides = [(t.stride(0), t.stride(4), t.stride(1), t.stride(2), t.stride(3)) for t in (q, k, v, y)]
         per_window = [0, 0, 0, 0]
     bias, mask, regions = masks.bias, masks.mask, masks.regions
-    require(
-        bias is None or tuple(bias.shape[:2]) in ((1, tq), (heads, tq)), "a bias for one head or for each"
-    )
+    require(bias is None or bias.shape[0] in (1, heads), "a bias for one head or for each")
+    require(tile.bm <= BLOCK and tile.bn <= BLOCK, f"blocks of at most {BLOCK}")
 
     def some(tensor: Tensor | None) -> Tensor:
         return q if tensor is None else tensor

@@ -9,14 +9,13 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def token_offsets(
-    t, o0, o1, o2, D, H, W, sd, sh, sw,
-    PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr,
-    WINDOWED: tl.constexpr,
+def places(
+    t, count, o0, o1, o2, D, H, W, PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, S1: tl.constexpr,
+    S2: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """Where tokens lie, and whether in the map. (o0, o1, o2) is where the window begins, the shift added.
+    """Where tokens lie along three axes, and whether there. (o0, o1, o2) is where the window begins, shift added.
 
-    Whole attention has its tokens along w alone.
+    Whole attention has its tokens along the last axis alone.
     """
     if WINDOWED:
         d = o0 + t // (S1 * S2)
@@ -25,8 +24,14 @@ def token_offsets(
         d = tl.where(d >= PD, d - PD, d)
         h = tl.where(h >= PH, h - PH, h)
         w = tl.where(w >= PW, w - PW, w)
-        return d.to(tl.int64) * sd + h * sh + w * sw, (d < D) & (h < H) & (w < W)
-    return t.to(tl.int64) * sw, t < W
+        return d, h, w, (t < count) & (d < D) & (h < H) & (w < W)
+    return t * 0, t * 0, t, t < count
+
+
+@triton.jit
+def spread(ptr, d, h, w, sd, sh, sw, f, sf):
+    """Pointers to the features of tokens."""
+    return ptr + (d.to(tl.int64) * sd + h * sh + w.to(tl.int64) * sw)[:, None] + (f * sf)[None, :]
 
 
 @triton.jit
@@ -40,7 +45,8 @@ def attention(
     REGIONS: tl.constexpr, IEEE: tl.constexpr, OUT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of queries · heads, windows, batch); bias, mask in units of log 2, rows padded to blocks of keys.
+    """Grid (blocks of queries · heads, windows, batch); bias, mask in units of log 2, filled up to whole
+    blocks, with −inf for keys that are not there.
 
     Scores are kept in base 2, so that exp2 is all that is left of the exponential.
     """
@@ -60,14 +66,14 @@ def attention(
         o2 = (window % G2) * S2 + SH2
         o1 = ((window // G2) % G1) * S1 + SH1
         o0 = (window // (G2 * G1)) * S0 + SH0
-    at, inside = token_offsets(
-        rows, o0, o1, o2, D, H, TQ if not WINDOWED else W, qd, qy, qx, PD, PH, PW, S1, S2, WINDOWED
-    )
     row_ok = rows < TQ
-    q = tl.load(
-        q_ptr + n * qn + window.to(tl.int64) * qw + head * qh + at[:, None] + (f * qf)[None, :],
-        mask=(row_ok & inside)[:, None] & f_ok[None, :], other=0.0,
-    )  # fmt: skip
+    qi, qj, ql, row_in = places(rows, TQ, o0, o1, o2, D, H, W, PD, PH, PW, S1, S2, WINDOWED)
+    q_ptr += n * qn + window.to(tl.int64) * qw + head * qh
+    k_ptr += n * kn + window.to(tl.int64) * kw + head * kh
+    v_ptr += n * vn + window.to(tl.int64) * vw + head * vh
+    y_ptr += n * yn + window.to(tl.int64) * yw + head * yh
+    q_ok = row_in[:, None] & f_ok[None, :]
+    q = tl.load(spread(q_ptr, qi, qj, ql, qd, qy, qx, f, qf), mask=q_ok, other=0.0)
     if REGIONS:
         row_region = tl.load(regions_ptr + window * regions_w + rows, mask=row_ok, other=-1)
     best = tl.full((BM,), -1.0e30, tl.float32)
@@ -79,21 +85,10 @@ def attention(
     for start in range(0, TK, BN):
         cols = start + tl.arange(0, BN)
         col_ok = cols < TK
-        at, inside = token_offsets(
-            cols, o0, o1, o2, D, H, TK if not WINDOWED else W, kd, ky, kx, PD, PH, PW, S1, S2, WINDOWED
-        )
-        inside = inside & col_ok
-        k = tl.load(
-            k_ptr + n * kn + window.to(tl.int64) * kw + head * kh + at[:, None] + (f * kf)[None, :],
-            mask=inside[:, None] & f_ok[None, :], other=0.0,
-        )  # fmt: skip
-        at, _ = token_offsets(
-            cols, o0, o1, o2, D, H, TK if not WINDOWED else W, vd, vy, vx, PD, PH, PW, S1, S2, WINDOWED
-        )
-        v = tl.load(
-            v_ptr + n * vn + window.to(tl.int64) * vw + head * vh + at[:, None] + (f * vf)[None, :],
-            mask=inside[:, None] & f_ok[None, :], other=0.0,
-        )  # fmt: skip
+        ki, kj, kl, inside = places(cols, TK, o0, o1, o2, D, H, W, PD, PH, PW, S1, S2, WINDOWED)
+        ok = inside[:, None] & f_ok[None, :]
+        k = tl.load(spread(k_ptr, ki, kj, kl, kd, ky, kx, f, kf), mask=ok, other=0.0)
+        v = tl.load(spread(v_ptr, ki, kj, kl, vd, vy, vx, f, vf), mask=ok, other=0.0)
         if FILLED:
             k = tl.where(inside[:, None], k, fill_k[None, :].to(k.dtype))
             v = tl.where((inside | (cols >= TK))[:, None], v, fill_v[None, :].to(v.dtype))
@@ -104,14 +99,15 @@ def attention(
         s = s * (scale * _LOG2E)
         if BIASED:
             to = bias_ptr + head * bias_h + rows[:, None] * bias_t + cols[None, :]
-            s += tl.load(to, mask=row_ok[:, None], other=0.0).to(tl.float32)
+            s += tl.load(to).to(tl.float32)
         if MASKED:
             to = mask_ptr + window.to(tl.int64) * mask_w + rows[:, None] * mask_t + cols[None, :]
-            s += tl.load(to, mask=row_ok[:, None], other=0.0).to(tl.float32)
+            s += tl.load(to).to(tl.float32)
         if REGIONS:
             region = tl.load(regions_ptr + window * regions_w + cols, mask=col_ok, other=-1)
-            s += tl.where(row_region[:, None] == region[None, :], 0.0, apart * _LOG2E)
-        s = tl.where(col_ok[None, :], s, -float("inf"))
+            s = tl.where(row_region[:, None] == region[None, :], s, s + apart * _LOG2E)
+        if not (BIASED or MASKED):
+            s = tl.where(col_ok[None, :], s, -float("inf"))
         top = tl.maximum(best, tl.max(s, 1))
         p = tl.exp2(s - top[:, None])
         shrink = tl.exp2(best - top)
@@ -123,10 +119,4 @@ def attention(
             acc = tl.dot(p.to(v.dtype), v, acc)
         best = top
     y = acc / total[:, None]
-    at, inside = token_offsets(
-        rows, o0, o1, o2, D, H, TQ if not WINDOWED else W, yd, yy, yx, PD, PH, PW, S1, S2, WINDOWED
-    )
-    tl.store(
-        y_ptr + n * yn + window.to(tl.int64) * yw + head * yh + at[:, None] + (f * yf)[None, :], y.to(OUT),
-        mask=(row_ok & inside)[:, None] & f_ok[None, :],
-    )  # fmt: skip
+    tl.store(spread(y_ptr, qi, qj, ql, yd, yy, yx, f, yf), y.to(OUT), mask=q_ok)
