@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from wetread.engines.cuda.operations.base import slope_of
+from wetread.engines.cuda.operations.site import kernel_activation
 from wetread.engines.cuda.program import Json, Program, Step
 
 EIGHT = ("int8", "uint8", "float8_e4m3fn")
@@ -145,8 +146,13 @@ def _plain(step: Step) -> bool:
 
 
 def sloped(activation: Mapping[str, Json] | None) -> bool:
-    """Whether own kernels take the activation: none, ReLU, leaky ReLU."""
+    """Whether every own kernel takes the activation: none, ReLU, leaky ReLU."""
     return slope_of(activation) is not None
+
+
+def fused(activation: Mapping[str, Json] | None) -> bool:
+    """Whether the general kernels have the activation in their epilogues."""
+    return kernel_activation(activation) is not None
 
 
 def bare(step: Step, *, activation: bool = False) -> bool:

@@ -12,11 +12,11 @@ from wetread.engines.cuda.lower.edit import (
     activation_of,
     bare,
     drop,
+    fused,
     is_add,
     merged,
     put,
     repeat,
-    sloped,
 )
 from wetread.engines.cuda.program import Program, Step
 
@@ -74,13 +74,13 @@ def _alike(a: Step, b: Step) -> bool:
 
 
 def activation(program: Program) -> None:
-    """An activation that own kernels have in their epilogues: ReLU, leaky ReLU."""
+    """An activation that kernels have in their epilogues."""
     repeat(program, _activation)
 
 
 def _activation(program: Program, uses: Uses, step: Step) -> bool:
     found = activation_of(step)
-    if found is None or not sloped(found):
+    if found is None or not fused(found):
         return False
     x = step.inputs["0"]
     maker = uses.maker(x)

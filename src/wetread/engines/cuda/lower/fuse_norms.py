@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wetread.engines.cuda.lower.edit import EIGHT, Uses, merged, put, repeat, sloped
+from wetread.engines.cuda.lower.edit import EIGHT, Uses, fused, merged, put, repeat, sloped
 from wetread.engines.cuda.lower.fuse_epilogue import is_head
 from wetread.engines.cuda.program import Json, Program, Step
 from wetread.kernels.hopper import march
@@ -22,7 +22,7 @@ def small(program: Program) -> None:
 
 
 def _small(program: Program, uses: Uses, norm: Step) -> bool:
-    if norm.op != "norm" or "residual" in norm.inputs or not sloped(norm.attributes["activation"]):
+    if norm.op != "norm" or "residual" in norm.inputs or not fused(norm.attributes["activation"]):
         return False
     x, sums = norm.inputs["x"], norm.inputs["sums"]
     conv = uses.maker(x)

@@ -2,6 +2,9 @@
 
 A graph says what is rounded by pairs of quantise and dequantise nodes. A layer that reads a dequantised tensor and
 has a weight that is stored in eight bits reads both in eight bits; its scale is the product of theirs.
+
+In two places a program rounds less than its graph: layers of a few input channels, and heads behind a norm. Both are
+bound by memory, so that eight bits would cost digits and a pass of their own, and gain nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from wetread.engines.cuda.lower.lowering import Stored, tensor_of
 from wetread.engines.cuda.program import Program, Step
 
 FEW = 16
-"""Input channels below which a convolution has no eight-bit kernel: floating numbers hold its integers exactly."""
+"""Input channels below which a convolution is not worth eight bits: it reads what was to be rounded."""
 
 PART_ERROR = 0.04
 """Largest relative L2 error of a part's weights where two parts of a layer get one scale for each output."""
@@ -56,11 +59,9 @@ def _operands(program: Program, uses: Uses, step: Step, stored: Mapping[str, Sto
     values, kind = tensor_of(held.values), program.spec(x).dtype
     if (kind == "float8_e4m3fn") != (values.dtype == torch.float8_e4m3fn) or values.dtype == torch.uint8:
         return False
-    weight = f"{step.inputs['weight']}/8"
     if step.op == "conv" and values.shape[1] < FEW:
-        if not _as_floats(program, uses, x):
-            return False
-        values, weight = values.float(), f"{step.inputs['weight']}/whole"
+        return _unrounded(program, uses, step, back)
+    weight = f"{step.inputs['weight']}/8"
     program.weights[weight] = values.contiguous()
     program.weights[f"{step.name}/scale"] = scale
     inputs = {**step.inputs, "x": x, "weight": weight, "scale": f"{step.name}/scale"}
@@ -79,19 +80,12 @@ def _scales(step: Step, held: Stored, of_input: float) -> torch.Tensor | None:
     return torch.from_numpy(np.tile(scale, each).astype(np.float32))
 
 
-def _as_floats(program: Program, uses: Uses, x: str) -> bool:
-    """Lets a rounded tensor hold its integers in a floating type, where only such layers read it."""
-    spec, maker = program.spec(x), uses.maker(x)
-    readers = [step for step, _ in uses.readers(x) if step.op != "dequantise"]
-    readers += [
-        r for d, _ in uses.readers(x) if d.op == "dequantise" for r, _ in uses.readers(d.outputs["y"])
-    ]
-    few = all(r.op == "conv" and program.spec(r.inputs["weight"]).shape[1] < FEW for r in readers)
-    if spec.dtype not in EIGHT or maker is None or maker.op != "quantise" or not few:
+def _unrounded(program: Program, uses: Uses, step: Step, back: Step) -> bool:
+    """Lets a layer of few channels read the tensor that was rounded; its weights stay those of the graph."""
+    rounded = uses.maker(back.inputs["x"])
+    if rounded is None or rounded.op != "quantise" or program.spec(rounded.inputs["x"]).dtype not in FLOATS:
         return False
-    given = program.spec(maker.inputs["x"]).dtype
-    program.tensors[x] = replace(spec, dtype=given if given in FLOATS else "float16")
-    put(program, merged(maker, maker, type=spec.dtype), maker)
+    put(program, merged(step, back, inputs={**step.inputs, "x": rounded.inputs["x"]}), step)
     return True
 
 
@@ -101,7 +95,7 @@ def producers(program: Program) -> None:
 
 
 def _producers(program: Program, uses: Uses, step: Step) -> bool:
-    if step.op != "quantise" or "type" in step.attributes:
+    if step.op != "quantise":
         return False
     x = step.inputs["x"]
     maker = uses.maker(x)
@@ -193,10 +187,7 @@ def _joined(pieces: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tens
 
 
 def heads(program: Program) -> None:
-    """A head that alone reads a rounded norm reads it unrounded: it is bound by memory, and normalises on load.
-
-    This is the one place where a program is more exact than its graph.
-    """
+    """A head that alone reads a rounded norm reads it unrounded, and so normalises on load."""
     repeat(program, _heads)
 
 
@@ -217,3 +208,24 @@ def _heads(program: Program, uses: Uses, step: Step) -> bool:
     inputs = {k: v for k, v in step.inputs.items() if k != "scale"} | {"weight": f"{step.name}/unrounded"}
     put(program, merged(step, step, inputs=inputs), step)
     return True
+
+
+def leftovers(program: Program) -> None:
+    """What is rounded, or turned back, in a step of its own becomes a pointwise step, which has a kernel."""
+    for step in list(program.steps):
+        if step.op not in ("quantise", "dequantise"):
+            continue
+        shapes = [program.spec(n).shape for n in (step.inputs["x"], step.outputs["y"])]
+        if shapes[0] != shapes[1]:
+            continue
+        same = [["mul", 0, {"value": 1.0}]]
+        attributes = {"program": same} | (
+            {"inverse": step.attributes["inverse"]}
+            if step.op == "quantise"
+            else {"inverse": 1.0, "scales": [step.attributes["scale"]]}
+        )
+        put(
+            program,
+            Step(step.name, "pointwise", {"0": step.inputs["x"]}, step.outputs, attributes, step.nodes),
+            step,
+        )

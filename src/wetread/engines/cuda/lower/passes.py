@@ -43,6 +43,7 @@ def passes(stored: Mapping[str, Stored]) -> list[tuple[str, Pass]]:
         ("small", fuse_norms.small),
         ("on load", fuse_norms.on_load),
         ("softmax", fuse_epilogue.softmax),
+        ("leftovers", fuse_quantised.leftovers),
         ("chains", fuse_pointwise.chains),
         ("in place", concat.in_place),
         ("planes", concat.conversions),
