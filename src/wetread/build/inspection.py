@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from wetread.build.regate import read_facts
+from wetread.engines import Layered, make_engine, resolve
+from wetread.engines.registry import Request
+from wetread.errors import EngineError
 from wetread.graph import Graph
 from wetread.package import Package
 
@@ -51,6 +55,66 @@ def inspect_package(package: Package) -> dict[str, Any]:
         "gate": [record.model_dump(mode="json") for record in package.gate.records],
         "devices": _devices(package),
     }
+
+
+def inspect_backend(package: Package, backend: str, precision: str | None = None) -> list[dict[str, Any]]:
+    """What a backend executes of a package's networks, step by step.
+
+    For ``cuda`` this is read from the plans beside the package, or, where there is none, found by lowering; neither
+    needs a GPU. Other backends are asked themselves, on this machine.
+
+    Args:
+        package: its networks.
+        backend: name of it, or ``auto``.
+        precision: that is asked of the backend; None takes the networks' own.
+
+    Returns:
+        One entry for each network and plan: ``network``, ``device``, ``precision``, ``window``, ``batch``,
+        ``arena_bytes``, ``steps``; a step has ``name``, ``type``, ``precision``, ``kernel``, ``native``, ``nodes``.
+
+    Raises:
+        EngineError: the backend is missing, refuses a network, or does not tell its steps.
+    """
+    name = resolve(backend).name
+    found = []
+    for number, model in enumerate(package.models):
+        if name == "cuda":
+            from wetread.engines import cuda
+
+            request = Request(package.model_path(number), model.file, precision=precision, package=package)
+            for each in cuda.outlines(request):
+                found.append({"network": model.file, "backend": name, **asdict(each)})
+        else:
+            found.append({"network": model.file, "backend": name, **_asked(package, name, number, precision)})
+    for entry in found:
+        entry["steps"] = [
+            {**_step(layer), "native": layer["kernel"] != "torch"} for layer in entry.pop("layers")
+        ]
+    return found
+
+
+def _step(layer: dict[str, Any]) -> dict[str, Any]:
+    return {**layer, "nodes": list(layer["nodes"])}
+
+
+def _asked(package: Package, backend: str, number: int, precision: str | None) -> dict[str, Any]:
+    """Layers of a runtime that tells them."""
+    window = package.recipe.tiling.window or package.recipe.fixed_shape
+    engine = make_engine(package, backend, model=number, precision=precision, override_gate=True)
+    try:
+        if not isinstance(engine, Layered):
+            raise EngineError(
+                f"the backend {backend} does not tell its steps", todo="use openvino, onnxruntime or cuda"
+            )
+        layers = [asdict(layer) for layer in engine.layers(window)]
+        return {
+            "device": engine.info.device,
+            "precision": engine.info.precision,
+            "window": window,
+            "layers": layers,
+        }
+    finally:
+        engine.close()
 
 
 def _devices(package: Package) -> list[dict[str, Any]]:

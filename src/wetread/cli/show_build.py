@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -91,6 +92,40 @@ def inspected(data: Mapping[str, Any], *, every_layer: bool = False) -> None:
         _device(console, device)
     for notice in data["build"].get("notices", []):
         _plain(console, f"notice {notice['code']}: {notice['text']}")
+
+
+def executed(found: Sequence[Mapping[str, Any]], *, every_layer: bool = False) -> None:
+    """Prints what `inspect_backend` found: steps counted by kind, or each of them."""
+    console = Console()
+    for entry in found:
+        device = entry["device"] or "no device yet: kernels are chosen there"
+        window = "" if entry.get("window") is None else ", windows of " + "×".join(map(str, entry["window"]))
+        if entry.get("batch", 1) > 1:
+            window += f", {entry['batch']} at once"
+        _plain(
+            console, f"{entry['network']} on {entry['backend']} in {entry['precision']}{window} ({device})"
+        )
+        if "arena_bytes" in entry:
+            arena, weights = entry["arena_bytes"] / 2**20, entry["weight_bytes"] / 2**20
+            _plain(console, f"a context takes {arena:.1f} MiB beside {weights:.1f} MiB of weights")
+        strangers = sum(not step["native"] for step in entry["steps"])
+        torch = f", {strangers} of them by torch" if entry["backend"] == "cuda" else ""
+        _plain(console, f"{len(entry['steps'])} steps{torch}")
+        _steps(console, entry["steps"], every_layer)
+
+
+def _steps(console: Console, steps: Sequence[Mapping[str, Any]], every: bool) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in (*(("step",) if every else ("steps",)), "operation", "precision", "kernel"):
+        table.add_column(name, justify="right" if name == "steps" else "left", overflow="fold")
+    if every:
+        for step in steps:
+            table.add_row(*(escape(step[key]) for key in ("name", "type", "precision", "kernel")))
+    else:
+        counts = Counter((step["type"], step["precision"], step["kernel"].split(" ")[0]) for step in steps)
+        for (kind, precision, family), count in counts.items():
+            table.add_row(str(count), escape(kind), precision, escape(family))
+    console.print(table)
 
 
 def _network(console: Console, network: Mapping[str, Any], every_layer: bool) -> None:

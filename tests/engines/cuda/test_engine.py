@@ -342,3 +342,35 @@ def test_closing_the_engine_closes_its_contexts() -> None:
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         context.submit((images(1, 1, SIZE),), (np.zeros((1, 2, *SIZE), np.float32),))
+
+
+@pytest.mark.parametrize("name", ["unet", "int8", "classifier", "threshold"])
+def test_nothing_is_read_before_it_is_written(name: str) -> None:
+    """The arena is full of NaN before a run, but for what must be zero; places that are shared show as well."""
+    graph = Graph(
+        {"unet": networks.unet((1, 2), (4, 8)), "int8": networks.int8_chain(), "threshold": networks.threshold(),
+         "classifier": networks.classifier()}[name]
+    )  # fmt: skip
+    engine = made(graph)
+    plan = engine.plan(SIZE)
+    with engine.context(SIZE) as context:
+        x = images(1, 1, SIZE)
+        expected = run(engine, context, x)
+        context._executable.arena.fill_(255)
+        plan.zero_once(context._executable.arena)
+        np.testing.assert_array_equal(run(engine, context, x), expected)
+
+
+def test_sums_of_integers_pass_what_a_half_holds() -> None:
+    """27 products of 127 · 127 are 435,483, and only the scale brings them down; the sum itself is exact."""
+    b = networks.Builder()
+    w = np.full((4, 1, 3, 3, 3), 127, np.int8)
+    s, z = b.constant(np.full(4, 1e-3, np.float32), "s"), b.constant(np.zeros(4, np.int8), "z")
+    weight = b.add("DequantizeLinear", [b.constant(w, "q"), s, z], axis=0)
+    x = b.add("Conv", [b.fake("image", 1 / 127), weight], kernel_shape=[3] * 3, pads=[1] * 6)
+    graph = Graph(b.model({"image": (None, 1, *SIZE)}, {"out": (x, (None, 4, *SIZE))}))
+    engine = made(graph)
+    image = np.ones((1, 1, *SIZE), np.float32)
+    with engine.context(SIZE) as context:
+        found = run(engine, context, image)
+    np.testing.assert_allclose(found, graph.evaluate({"image": image})["out"], rtol=1e-3)  # stored as a half

@@ -12,6 +12,7 @@ volume              a whole volume through a plan without leaving the device
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,37 @@ from wetread.engines.registry import Request
 if TYPE_CHECKING:
     from wetread.engines.cuda.engine import CudaEngine
     from wetread.engines.cuda.making import Network
+    from wetread.engines.cuda.outline import Outline
 
-__all__ = ["make", "network_of"]
+__all__ = ["make", "network_of", "outlines"]
 
 
 def make(request: Request) -> CudaEngine:
-    """Makes the engine that `wetread.engines.registry.make_engine` was asked for."""
+    """Makes the engine that `wetread.engines.registry.make_engine` was asked for.
+
+    Where no device is named, ``WETREAD_CUDA_DEVICE`` names one: ``cuda:1``, or ``cpu`` to debug without a GPU.
+    """
     from wetread.engines.cuda.engine import CudaEngine
 
     return CudaEngine(
         network_of(request),
         precision=request.precision,
-        device=request.device or "cuda",
+        device=request.device or os.environ.get("WETREAD_CUDA_DEVICE") or "cuda",
         shapes=request.shapes,
         package=request.package,
     )
+
+
+def outlines(request: Request) -> list[Outline]:
+    """What the package's network is on this backend, step by step: from its plans, else by lowering.
+
+    Raises:
+        EngineError: the window is free; see `wetread.engines.cuda.outline.outlines`.
+    """
+    from wetread.engines.cuda.outline import outlines as found
+
+    assert request.package is not None
+    return found(request.package, network_of(request), request.precision)
 
 
 def network_of(request: Request) -> Network:

@@ -145,7 +145,8 @@ class CudaEngine(Closing):
             "batch": batch,
             "wetread": __version__,
             "device": self._device.name,
-            **stamp(self._device.torch),
+            # which kernels there are matters where one was chosen; the processor runs the libraries'
+            **{k: v for k, v in stamp(self._device.torch).items() if self._device.gpu or k != "kernels"},
         }
 
     def _name(self, shape: Shape3, batch: int) -> str:

@@ -16,6 +16,7 @@ from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.executable import CAPTURE
 from wetread.engines.cuda.layers import layers_of
 from wetread.engines.cuda.plan import Plan
+from wetread.engines.cuda.program import Program
 from wetread.engines.cuda.tuner import Options, tune
 from wetread.errors import EngineError, EngineUnavailableError, GraphError, UnsupportedOperatorError
 
@@ -86,11 +87,26 @@ def make_plan(
         EngineError: the network does not take that shape.
         GraphError, UnsupportedOperatorError: it cannot be lowered; names the node.
     """
+    program = lowered(network, shape, batch, precision)
+    if device.gpu:
+        known = TimingCache(cache, stamp(device.torch))
+        options = Options(cache=known, log=LOG.info)
+        with CAPTURE, device.guard.watch("the plan could not be tuned"), torch.cuda.device(device.torch):
+            program = tune(program, device.target, options, device.torch)
+    return Plan.make(program, provenance)
+
+
+def lowered(network: Network, shape: Shape3, batch: int, precision: str) -> Program:
+    """Lowers a network; loads its graph.
+
+    Raises:
+        EngineError, GraphError, UnsupportedOperatorError: see `make_plan`.
+    """
     from wetread.engines.cuda.lower import lower
 
     graph = network.load()
     try:
-        program = lower(graph, shape, batch, precision)
+        return lower(graph, shape, batch, precision)
     except UnsupportedOperatorError:
         raise
     except GraphError as error:
@@ -99,12 +115,6 @@ def make_plan(
             where=error.where,
             todo="use a window whose sizes are multiples of the network's strides",
         ) from error
-    if device.gpu:
-        known = TimingCache(cache, stamp(device.torch))
-        options = Options(cache=known, log=LOG.info)
-        with CAPTURE, device.guard.watch("the plan could not be tuned"), torch.cuda.device(device.torch):
-            program = tune(program, device.target, options, device.torch)
-    return Plan.make(program, provenance)
 
 
 def chosen(asked: str | None, network: Network, device: Device) -> str:

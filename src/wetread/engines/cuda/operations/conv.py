@@ -74,10 +74,11 @@ class Conv(Operation):
     def product(self, step: Step, at: Arrays) -> Tensor:
         """Everything up to the activation by library kernels, (N, CO, D, H, W).
 
-        Operands of 8 bits are float32: TF32 holds them, and a product's 32-bit sum, exactly.
+        Operands of 8 bits, and integers held as half floats (they come with a scale), are float32: TF32 holds
+        them, and a product's sum, which may pass what a half holds, before the scale makes it small.
         """
         weight, bias = at.inputs["weight"], at.inputs.get("bias")
-        eight = weight.dtype in EIGHT
+        eight = weight.dtype in EIGHT or "scale" in at.inputs
         x = _operand(step, at) if eight else _narrow_operand(step, at)
         kind = torch.float32 if eight else x.dtype
         held = at.packs.get(

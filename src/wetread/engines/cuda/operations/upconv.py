@@ -56,7 +56,8 @@ class UpConv(Operation):
         """See `Operation.library`."""
         i, weight, norm = at.inputs, at.inputs["weight"], step.attributes.get("norm")
         eight, value = weight.dtype in EIGHT, i["x"]
-        kind = torch.float32 if eight else value.dtype
+        exact = eight or "scale" in i  # sums of integers may pass what a half holds
+        kind = torch.float32 if exact else value.dtype
         if norm is not None:
             value = normalised_narrow(value, i["sums"], i.get("gamma"), i.get("beta"), norm)
             value = activate(value, norm["activation"])
@@ -66,7 +67,7 @@ class UpConv(Operation):
             ("library", step.inputs["weight"], str(kind)),
             lambda: lifted(weight.to(kind)).contiguous(memory_format=torch.channels_last_3d),
         )
-        with rounding(eight or bool(step.attributes.get("tf32"))):
+        with rounding(exact or bool(step.attributes.get("tf32"))):
             y = convolve_transposed(
                 lifted(value.to(kind)), held, None, geometry_of(step, tuple(weight.shape)), _more(step)
             )
