@@ -1,68 +1,67 @@
-"""Does a kernel give the same bits every time? Runs each winner of a timing cache many times on poisoned outputs.
+"""Does a kernel give the same bits every time? Runs each kernel of a plan many times on poisoned outputs.
 
-    python benchmarks/kernels/repeat.py --tiles tiles.json --times 200
+    python benchmarks/kernels/repeat.py --plan FOLDER/NAME.plan.json --times 200
 
-A convolution adds in a fixed order, so any difference is a race. Prints the kernels that differ, if any.
+A kernel adds in a fixed order (but for the sums of norms, which are left out), so any difference is a race. Prints the
+kernels that differ, if any, and those whose first result is not that of the reference.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from wetread.kernels import tune
+from wetread.engines.cuda.cache import problem_key, problem_of
+from wetread.engines.cuda.plan import SUFFIX, Plan
+from wetread.engines.cuda.steptable import kernel_text
+from wetread.engines.cuda.trial import Trial, WrongResultError
 
 
-def differing(problem: tune.Problem, tile: tune.Tile, times: int) -> tuple[int, int, float]:
-    """Runs that differ from the first, values that differ in the worst of them, error of the first."""
-    bench = tune.Bench.make(problem)
-    run, written = bench.launcher(tile)
+def differing(trial: Trial, times: int) -> tuple[int, str]:
+    """Runs whose bits are not those of the first run, and what is wrong with the first ('' for nothing)."""
+    trial.learn()
+    run = trial.launcher(trial.step.kernel)
     run()
-    first = written.clone()
-    counts = []
+    wrong = ""
+    try:
+        trial.compare()
+    except WrongResultError as error:
+        wrong = error.what
+    trial.reset()
+    run()
+    first, off = trial.outputs(), 0
     for _ in range(times):
-        written.fill_(float("nan"))
+        trial.reset()
         run()
-        counts.append((written != first).sum())
-    found = torch.stack(counts)
-    return int((found > 0).sum()), int(found.max()), bench.check(first)
+        off += not trial.same(first)
+    return off, wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiles", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--times", type=int, default=200)
-    parser.add_argument("--best", type=int, default=2)
-    parser.add_argument(
-        "--only", help='words that a kernel\'s text must hold, such as "(128,) co=128 float16"'
-    )
+    parser.add_argument("--only", default="", help="part of a kernel's text, such as 'taps'")
     args = parser.parse_args()
-    bad = tried = 0
-    for key, row in json.loads(args.tiles.read_text()).items():
-        k = json.loads(key)
-        problem = tune.Problem(
-            k["batch"], tuple(k["size"]), tuple(k["channels"]), k["co"], k["dtype"], k["stride"]
-        )
-        for b in row["best"][: args.best]:
-            tile = tune.tile_from(b["tile"])
-            if not all(word in f"{problem} {tile}" for word in (args.only or "").split()):
-                continue
-            runs, values, error = differing(problem, tile, args.times)
-            tried += 1
-            if runs or not error < tune.TOLERANCE:
-                bad += 1
-                print(
-                    f"{runs} of {args.times} runs differ, {values} values at worst, error {error:.2e}: "
-                    f"{problem} {tile}",
-                    flush=True,
-                )
-    print(f"{tried} kernels, {args.times} runs each: {bad} not the same every time")
+    program = Plan.load(args.plan.parent, args.plan.name.removesuffix(SUFFIX)).program
+    seen: set[str] = set()
+    bad = 0
+    for step in program.steps:
+        key = problem_key(problem_of(step, program)) + kernel_text(step.kernel)
+        if step.kernel is None or key in seen or args.only not in kernel_text(step.kernel):
+            continue
+        seen.add(key)
+        off, wrong = differing(Trial(step, program, "cuda"), args.times)
+        if off or wrong:
+            bad += 1
+            print(
+                f"{step.name} {kernel_text(step.kernel)}: {off} of {args.times} runs differ; {wrong}",
+                flush=True,
+            )
+    print(f"{len(seen)} kernels, {args.times} runs each: {bad} not the same every time")
 
 
 if __name__ == "__main__":
