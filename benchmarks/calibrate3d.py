@@ -49,7 +49,9 @@ def quantised(graph: Graph, ranges: Path, precision: str) -> Graph:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="+", default=["mlperf", "nnunet"])
     parser.add_argument("--window", type=int, nargs=3, default=(128, 128, 128))

@@ -294,8 +294,13 @@ class Journal:
         waiting.replace(self.path)
 
     @contextlib.contextmanager
-    def guarded(self, what: str) -> Iterator[None]:
-        """Lets the rest of the benchmark go on where a part of it fails; the failure is kept."""
+    def guarded(self, what: str, quiet: bool = False) -> Iterator[None]:
+        """Lets the rest of the benchmark go on where a part of it fails; the failure is kept.
+
+        Args:
+            what: is measured.
+            quiet: says nothing where nothing fails.
+        """
         start = time.time()
         try:
             yield
@@ -306,7 +311,8 @@ class Journal:
             print(f"FAILED {what}: {text[:600]}\n{traceback.format_exc()[-1500:]}", flush=True)
             self.data.setdefault("failures", []).append({"what": what, "error": text[:2000]})
             self.write()
-        print(f"[{time.time() - start:6.1f} s] {what}", flush=True)
+        if not quiet:
+            print(f"[{time.time() - start:6.1f} s] {what}", flush=True)
 
 
 def plain(value: Any) -> Any:

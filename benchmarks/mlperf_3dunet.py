@@ -64,11 +64,11 @@ JUDGED = ("case_00160", "case_00041")
 """Cases whose labels are compared with float32's."""
 
 
-def read_cases(path: Path | None, shrink: int) -> dict[str, tuple[Shape3, int]]:
+def read_cases(path: Path | None, size: int) -> dict[str, tuple[Shape3, int]]:
     """Shape of each case, and its windows; without a file three small ones, to see that it runs."""
     if path is None:
-        return {name: ((n, n, n), (n // shrink * 2 - 1) ** 3) for name, n in
-                (("case_00160", shrink), ("case_00041", shrink * 2), ("case_00065", shrink * 2))}  # fmt: skip
+        small, long = ((size, size, size), 1), ((size, size, size * 3 // 2), 2)
+        return {"case_00160": small, "case_00041": long, "case_00065": long}
     with path.open() as file:
         rows = list(csv.DictReader(file))
     return {
@@ -230,13 +230,14 @@ class Benchmark:
         kept.everything()
         masks = {name: self.cases.labels[name].clone() for name in judged}
         for name, made in self.built.items():
-            offline = Offline(made.network, self.cases, judged, made.times)
-            for label in judged:
-                self.cases.labels[label].fill_(255)
-            offline.everything()
-            offline.runner.check()
-            self.dice[name] = min(dice(masks[n] > 0, self.cases.labels[n] > 0) for n in judged)
-            print(f"{name}: foreground Dice {self.dice[name]:.5f}", flush=True)
+            with self.journal.guarded(f"{name}, labels"):
+                offline = Offline(made.network, self.cases, judged, made.times)
+                for label in judged:
+                    self.cases.labels[label].fill_(255)
+                offline.everything()
+                offline.runner.check()
+                self.dice[name] = min(dice(masks[n] > 0, self.cases.labels[n] > 0) for n in judged)
+                print(f"{name}: foreground Dice {self.dice[name]:.5f}", flush=True)
         del exact, kept
         clear()
 
@@ -270,10 +271,12 @@ class Benchmark:
                 self.offline[name].everything()
         seconds: dict[str, list[float]] = {name: [] for name in self.offline}
         for _ in range(self.args.passes):
-            for name, offline in self.offline.items():
-                seconds[name].append(offline.seconds())
+            for name, offline in list(self.offline.items()):
+                with self.journal.guarded(f"{name}, all cases", quiet=True):
+                    seconds[name].append(offline.seconds())
         for name, values in seconds.items():
-            self.row(name, quartiles(values), self.offline[name].windows)
+            if values:
+                self.row(name, quartiles(values), self.offline[name].windows)
         some = [name for name in SUBSET if name in self.cases.shapes]
         for name, stacks in self.stacks.items():
             with self.journal.guarded(f"{name} over {len(some)} cases"):
