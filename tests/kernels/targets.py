@@ -64,9 +64,26 @@ def main(arch: int) -> None:
             "y_desc": "fp16[1,1,8,8,64]",
         }
         steps = {**axes("L", 1), **axes("P", 1), **axes("K", 3)}
-        build(conv.gather, {**shape, **FULL, **steps, **axes("S", 2), "BM": 64, "SPLITS": 1}, arch, kind)
-        build(conv.taps, {**shape, **FULL, **steps, "TD": 2, "TH": 4, "TW": 8, "SPLITS": 1}, arch, kind, taps)
-        build(conv.planes, {**shape, **FULL, "TD": 2, "TH": 8, "TW": 8, "PAIRS": False}, arch, kind, planes)
+        build(
+            conv.gather,
+            {**shape, **FULL, **steps, **axes("S", 2), "BM": 64, "SPLITS": 1, "UNSIGNED": kind == "i8"},
+            arch,
+            kind,
+        )
+        build(
+            conv.taps,
+            {**shape, **FULL, **steps, "TD": 2, "TH": 4, "TW": 8, "SPLITS": 1, "UNSIGNED": kind == "i8"},
+            arch,
+            kind,
+            taps,
+        )
+        build(
+            conv.planes,
+            {**shape, **FULL, "TD": 2, "TH": 8, "TW": 8, "PAIRS": False, "UNSIGNED": kind == "i8"},
+            arch,
+            kind,
+            planes,
+        )
         small_type = {"IN": TRITON_TYPES[kind][0], "ACC": acc}
         up = {k: v for k, v in FULL.items() if k not in ("STATS", "RESIDUAL")}
         build(small.upconv, {**up, **ON_LOAD, **small_type, "C": 64, "CO": 32, "BM": 64, "BN": 64, "BK": 64, "TAPS": 4,

@@ -34,7 +34,9 @@ def conv3d(
     """Convolution of one input, or of two that lie one after the other in channels (a concat never made).
 
     Args:
-        x: one or two [N, D, H, W, C], float16, bfloat16, int8 or float8_e4m3fn (equal types); uint8 with march.
+        x: one or two [N, D, H, W, C], float16, bfloat16, int8, uint8 or float8_e4m3fn (equal types). Of uint8 all
+            families but march take value − 128 (weights int8): the result lacks 128·Σw, which belongs into the bias
+            (`weights.unsigned_bias`), or is taken away by an instance norm.
         weights: one for each input, packed for the tile's family (`weights.pack_rows`, `pack_pairs`); one for
             all inputs with march (`march.pack`).
         out: [N, DO, HO, WO, CO]; with splits [splits, N, DO, HO, WO, CO] float32, the parts to be added.
@@ -56,7 +58,9 @@ def conv3d(
         len(weights) == (1 if march else len(x)) and 1 <= len(x) <= 2,
         "a weight tensor for each of 1 or 2 inputs",
     )
-    given = {torch.int8 if march and t.dtype == torch.uint8 else t.dtype for t in x}
+    given = {torch.int8 if t.dtype == torch.uint8 else t.dtype for t in x}
+    unsigned = x[0].dtype == torch.uint8
+    require(all((t.dtype == torch.uint8) == unsigned for t in x), "inputs of one type")
     kinds = given | ({w.dtype for w in weights} if norm is None else {torch.float16})
     require(len(kinds) == 1, "inputs and weights of one type, or raw float16 inputs with a norm")
     require(norm is None or (march and len(x) == 1), "a norm on load with march and one input alone")
@@ -69,10 +73,12 @@ def conv3d(
     require_channels_last(final)
     require(tuple(final.shape[:4]) == (x[0].shape[0], *sizes), f"an output of {sizes}")
     require(at.groups == 1, "one group")
+    if not march:
+        x = [t.view(torch.int8) if unsigned else t for t in x]
     if tile.family == "gather":
-        _gather(x, weights, out, tile, epilogue, at)
+        _gather(x, weights, out, tile, epilogue, at, unsigned)
     elif tile.family == "taps":
-        _taps(x, weights, out, tile, epilogue, at)
+        _taps(x, weights, out, tile, epilogue, at, unsigned)
     else:
         require(at.cube and not parts, f"3×3×3 at stride 1 without split K for family {tile.family}")
         if march:
@@ -82,7 +88,7 @@ def conv3d(
             require(norm is None or norm.activation == "leaky", "no activation but the leaky ReLU in march")
             hopper.conv3d_march(x, weights[0], out, epilogue, norm, in_inverse, tile.bn)
         else:
-            _planes(x, weights, out, tile, epilogue)
+            _planes(x, weights, out, tile, epilogue, unsigned)
 
 
 def axis_constants(prefix: str, values: Three) -> dict[str, int]:
@@ -91,8 +97,9 @@ def axis_constants(prefix: str, values: Three) -> dict[str, int]:
 
 
 def _gather(
-    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue, at: Geometry
-) -> None:
+    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue, at: Geometry,
+    unsigned: bool,
+) -> None:  # fmt: skip
     from wetread.kernels.device.conv import gather
 
     final = out[0] if out.ndim == 6 else out
@@ -108,7 +115,7 @@ def _gather(
         C0=x[0].shape[-1], C1=last.shape[-1] if len(x) == 2 else 0, **axis_constants("K", at.kernel),
         **axis_constants("S", at.stride), **axis_constants("L", at.dilation), **axis_constants("P", at.before),
         BM=rows, BN=tile.bn, BK=tile.bk, ACC=accumulator(x[0].dtype), OUT=triton_type(out.dtype), SPLITS=tile.splits,
-        **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
+        UNSIGNED=unsigned, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -119,8 +126,9 @@ def _descriptor(tensor: Tensor, block: Sequence[int]) -> Any:
 
 
 def _taps(
-    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue, at: Geometry
-) -> None:
+    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue, at: Geometry,
+    unsigned: bool,
+) -> None:  # fmt: skip
     from wetread.kernels.device.conv import taps
 
     require(at.stride == (1, 1, 1), "stride 1 for family taps")
@@ -136,7 +144,7 @@ def _taps(
         C0=x[0].shape[-1], C1=x[-1].shape[-1] if len(x) == 2 else 0, **axis_constants("T", tile.shape),
         **axis_constants("K", at.kernel), **axis_constants("L", at.dilation), **axis_constants("P", at.before),
         BN=tile.bn, BK=tile.bk, ACC=accumulator(x[0].dtype), OUT=triton_type(out.dtype), SPLITS=tile.splits,
-        **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
+        UNSIGNED=unsigned, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -145,7 +153,12 @@ def _tiles(size: Sequence[int], tile: Sequence[int]) -> int:
 
 
 def _planes(
-    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue
+    x: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    out: Tensor,
+    tile: Tile,
+    epilogue: Epilogue,
+    unsigned: bool,
 ) -> None:
     from wetread.kernels.device.conv import planes
 
@@ -168,7 +181,7 @@ def _planes(
         _descriptor(y, [1, 1, *tile.shape[1:], tile.bn]), *pointers, d, h, w, sums_n, sums_r, co,
         C0=views[0].shape[-1], C1=views[-1].shape[-1] if len(x) == 2 else 0, TD=tile.shape[0], TH=tile.shape[1],
         TW=tile.shape[2], BN=tile.bn, BK=tile.bk, ACC=accumulator(x[0].dtype), OUT=triton_type(out.dtype),
-        PAIRS=pairs, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
+        PAIRS=pairs, UNSIGNED=unsigned, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 

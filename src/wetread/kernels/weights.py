@@ -77,6 +77,14 @@ def pack_few(weight: Tensor) -> Tensor:
     return out
 
 
+def unsigned_bias(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """[CO] float32: the bias of a convolution [CO, C, ...] that takes its uint8 input as value − 128."""
+    lacking = 128.0 * weight.double().flatten(1).sum(1)
+    if scale is not None:
+        lacking = lacking * scale.double()
+    return (lacking if bias is None else lacking + bias.double()).float()
+
+
 def pack_depthwise(weight: Tensor) -> Tensor:
     """[CO, 1, kd, kh, kw] as [taps, CO]."""
     return weight.flatten(2)[:, 0].t().contiguous()

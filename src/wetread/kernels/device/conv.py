@@ -17,10 +17,16 @@ from wetread.kernels.device.epilogue import add_sums, after_previous, finish, na
 
 
 @triton.jit
+def signed(a, UNSIGNED: tl.constexpr):
+    """Values 0..255 in the bits of int8 as value − 128; padding too, so that each output is off by 128·Σw."""
+    return a ^ tl.full((1, 1), -128, tl.int8) if UNSIGNED else a
+
+
+@triton.jit
 def gather_steps(
     acc, x_ptr, w_ptr, base, d0, h0, w0, row_ok, lo, hi, D, H, W, xd, xh, xw, cols, cols_ok, CO,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
-    BK: tl.constexpr,
+    BK: tl.constexpr, UNSIGNED: tl.constexpr,
 ):  # fmt: skip
     """Adds the steps lo..hi (tap-major, then blocks of channels) of one input."""
     NK: tl.constexpr = (C + BK - 1) // BK
@@ -46,7 +52,7 @@ def gather_steps(
                 mask=cols_ok[None, :] & k_ok[:, None],
                 other=0.0,
             )
-        acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+        acc = tl.dot(signed(a, UNSIGNED), b, acc, out_dtype=acc.dtype)
     return acc
 
 
@@ -59,7 +65,7 @@ def gather(
     PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, RESIDUAL: tl.constexpr,
     ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr, REPLICAS: tl.constexpr, SPLITS: tl.constexpr,
-    PDL: tl.constexpr,
+    UNSIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rows of a tile are voxels in storage order; grid (blocks of CO · tiles, batch, splits of K).
 
@@ -89,12 +95,12 @@ def gather(
     acc = tl.zeros((BM, BN), dtype=ACC)
     acc = gather_steps(
         acc, x0_ptr + n * x0n, w0_ptr, zero, d0, h0, w0, row_ok, lo, tl.minimum(hi, n0), D, H, W, x0d, x0h, x0w,
-        cols, cols_ok, CO, C0, KH, KW, LD, LH, LW, BK,
+        cols, cols_ok, CO, C0, KH, KW, LD, LH, LW, BK, UNSIGNED,
     )  # fmt: skip
     if C1 > 0:
         acc = gather_steps(
             acc, x1_ptr + n * x1n, w1_ptr, zero, d0, h0, w0, row_ok, tl.maximum(lo - n0, 0), hi - n0, D, H, W,
-            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, LD, LH, LW, BK,
+            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, LD, LH, LW, BK, UNSIGNED,
         )  # fmt: skip
     ok = row_ok[:, None] & cols_ok[None, :]
     res_at = (do * rd + ho * rh + wo * rw)[:, None] + cols[None, :]
@@ -125,6 +131,7 @@ def gather(
 def taps_steps(
     acc, x_desc, w_desc, n, d0, h0, w0, c0, lo, hi, C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    UNSIGNED: tl.constexpr,
 ):  # fmt: skip
     NK: tl.constexpr = (C + BK - 1) // BK
     for it in range(lo, hi):
@@ -135,7 +142,7 @@ def taps_steps(
         w = w0 + tap % KW * LW
         a = x_desc.load([n, d, h, w, kc]).reshape(BM, BK)
         b = w_desc.load([tap, c0, kc]).reshape(BN, BK)
-        acc = tl.dot(a, b.T, acc, out_dtype=acc.dtype)
+        acc = tl.dot(signed(a, UNSIGNED), b.T, acc, out_dtype=acc.dtype)
     return acc
 
 
@@ -148,7 +155,7 @@ def taps(
     PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
     BIASED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr,
-    REPLICAS: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+    REPLICAS: tl.constexpr, SPLITS: tl.constexpr, UNSIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Stride 1: one load a tap. D, H, W are of the output; with splits y is [SPLITS·N, D, H, W, CO] of float32.
 
@@ -174,21 +181,62 @@ def taps(
     wi = w0 - PW
     acc = tl.zeros((BM, BN), dtype=ACC)
     if SPLITS == 1:
-        acc = taps_steps(acc, x0_desc, w0_desc, n, di, hi, wi, c0, 0, n0, C0, KH, KW, LD, LH, LW, BM, BN, BK)
+        acc = taps_steps(
+            acc, x0_desc, w0_desc, n, di, hi, wi, c0, 0, n0, C0, KH, KW, LD, LH, LW, BM, BN, BK, UNSIGNED
+        )
         if C1 > 0:
             acc = taps_steps(
-                acc, x1_desc, w1_desc, n, di, hi, wi, c0, 0, n1, C1, KH, KW, LD, LH, LW, BM, BN, BK
+                acc,
+                x1_desc,
+                w1_desc,
+                n,
+                di,
+                hi,
+                wi,
+                c0,
+                0,
+                n1,
+                C1,
+                KH,
+                KW,
+                LD,
+                LH,
+                LW,
+                BM,
+                BN,
+                BK,
+                UNSIGNED,
             )
     else:
         first = split * (n0 + n1) // SPLITS
         end = (split + 1) * (n0 + n1) // SPLITS
         acc = taps_steps(
-            acc, x0_desc, w0_desc, n, di, hi, wi, c0, first, tl.minimum(end, n0), C0, KH, KW, LD, LH, LW, BM, BN, BK
+            acc, x0_desc, w0_desc, n, di, hi, wi, c0, first, tl.minimum(end, n0), C0, KH, KW, LD, LH, LW, BM, BN, BK,
+            UNSIGNED,
         )  # fmt: skip
         if C1 > 0:
             first = tl.maximum(first - n0, 0)
             acc = taps_steps(
-                acc, x1_desc, w1_desc, n, di, hi, wi, c0, first, end - n0, C1, KH, KW, LD, LH, LW, BM, BN, BK
+                acc,
+                x1_desc,
+                w1_desc,
+                n,
+                di,
+                hi,
+                wi,
+                c0,
+                first,
+                end - n0,
+                C1,
+                KH,
+                KW,
+                LD,
+                LH,
+                LW,
+                BM,
+                BN,
+                BK,
+                UNSIGNED,
             )
     cols = c0 + tl.arange(0, BN)
     cols_ok = cols < CO
@@ -212,7 +260,8 @@ def taps(
 @triton.jit
 def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexpr, KW: tl.constexpr,
                  SHIFT: tl.constexpr,
-                 TD: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                 TD: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr,
+                 UNSIGNED: tl.constexpr):  # fmt: skip
     """Adds all taps of one input: KW loads along W (3, or 1 where a row holds its neighbours)."""
     for it in range(steps):
         tap = it // NK
@@ -224,6 +273,7 @@ def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexp
             ws = ws + (w_desc.load([kd * 3 * KW + tap, c0, kc]).reshape(BN, BK).T,)
         for p in tl.static_range(TD + 2):
             a = x_desc.load([n, d0 + p - 1, h0 + kh - 1, w0 + kw - SHIFT, kc]).reshape(M, BK)
+            a = signed(a, UNSIGNED)
             for kd in tl.static_range(3):
                 if p - kd >= 0 and p - kd < TD:
                     accs = put(accs, p - kd, tl.dot(a, ws[kd], accs[p - kd], out_dtype=ACC))
@@ -237,7 +287,7 @@ def planes(
     C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
     BIASED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr,
-    REPLICAS: tl.constexpr, PAIRS: tl.constexpr, PDL: tl.constexpr,
+    REPLICAS: tl.constexpr, PAIRS: tl.constexpr, UNSIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """3×3×3, stride 1, pad 1. With PAIRS a row is two neighbours along W: W counts pairs, CO is doubled."""
     after_previous(PDL)
@@ -260,11 +310,45 @@ def planes(
     for _ in tl.static_range(TD):
         accs = accs + (tl.zeros((M, BN), dtype=ACC),)
     accs = planes_steps(
-        accs, x0_desc, w0_desc, n, d0, h0, w0, c0, 3 * KW * NK0, NK0, KW, SHIFT, TD, M, BN, BK, ACC
+        accs,
+        x0_desc,
+        w0_desc,
+        n,
+        d0,
+        h0,
+        w0,
+        c0,
+        3 * KW * NK0,
+        NK0,
+        KW,
+        SHIFT,
+        TD,
+        M,
+        BN,
+        BK,
+        ACC,
+        UNSIGNED,
     )
     if C1 > 0:
         accs = planes_steps(
-            accs, x1_desc, w1_desc, n, d0, h0, w0, c0, 3 * KW * NK1, NK1, KW, SHIFT, TD, M, BN, BK, ACC
+            accs,
+            x1_desc,
+            w1_desc,
+            n,
+            d0,
+            h0,
+            w0,
+            c0,
+            3 * KW * NK1,
+            NK1,
+            KW,
+            SHIFT,
+            TD,
+            M,
+            BN,
+            BK,
+            ACC,
+            UNSIGNED,
         )
     cols = c0 + tl.arange(0, BN)
     cols_ok = cols < CO

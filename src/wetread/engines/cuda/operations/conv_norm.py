@@ -74,24 +74,20 @@ class ConvNorm(Operation):
         """See `Operation.kernels`: a product whose K may be split, then one program for a few channels."""
         site = Site.of(convolution(step), program, target) if target.triton else None
         norm = step.attributes["norm"]
-        if (
-            site is None
-            or kernel_activation(norm["activation"]) is None
-            or site.only_march
-            or site.y.strides[1] != 1
-        ):
+        if site is None or kernel_activation(norm["activation"]) is None or site.y.strides[1] != 1:
             return []
         group, voxels = site.weight[0] // int(norm["groups"]), site.layer.voxels
         bc = max(4, group)
         if site.geometry.groups > 1 or group & (group - 1) or bc * voxels > MOST or not site.layer.splits:
             return []
-        if site.x.torch_dtype != site.operand:
+        if site.x.torch_dtype != site.operand and not site.unsigned:
             return []
         warps = 8 if bc * voxels >= 4096 else 4
-        # parts are dense, whatever y is; a bias (an instance norm takes it away) is added to a whole product alone
+        # parts are dense, whatever y is; what an instance norm takes away (a bias) may be left out of them
         layer = replace(
-            site.layer, boxes=boxed_inputs(convolution(step), program), splits="bias" not in step.inputs
-        )
+            site.layer, boxes=boxed_inputs(convolution(step), program),
+            splits=group == 1 or ("bias" not in step.inputs and not site.unsigned),
+        )  # fmt: skip
         found = [launching.tile_json(t) for t in tiles(layer, chip(target)) if t.family in ("taps", "gather")]
         every = [{**kernel, "reduce": {"bc": bc, "warps": warps}} for kernel in found]
         return every + [{**kernel, "reduce": {"bc": bc, "warps": 16}} for kernel in found[:2] if warps == 8]
@@ -106,7 +102,8 @@ class ConvNorm(Operation):
         tile, carver = launching.tile_of(kernel), launching.Carver(at.scratch)
         parts = carver.take((tile.splits, *y.shape), torch.float32)
         x, _ = launching.inputs_of(step, kernel, at, carver, [])
-        epilogue = Epilogue(at.inputs.get("scale"), at.inputs.get("bias"))
+        epilogue = launching.epilogue_of(convolution(step), at, shifted=True)
+        epilogue = Epilogue(epilogue.scale, epilogue.bias if tile.splits == 1 else None)
         product = launching.product(
             convolution(step), at, tile, x, parts if tile.splits > 1 else parts[0], epilogue,
         )  # fmt: skip

@@ -54,7 +54,7 @@ def conv_kernels(step: Step, program: Program, target: Target) -> list[Kernel]:
         return []
     if site.geometry.groups > 1:
         return _depthwise(site)
-    if site.channels[0] < FEW and len(site.channels) == 1 and site.norm is None and not site.only_march:
+    if site.channels[0] < FEW and len(site.channels) == 1 and site.norm is None:
         firsts: list[Kernel] = [{"family": "first"}] if site.first else []
         return firsts + _few(site, int(step.attributes.get("border", 0)))
     return _tiled(site, target)
@@ -67,8 +67,8 @@ def _head(site: Site) -> list[Kernel]:
 
 
 def _depthwise(site: Site) -> list[Kernel]:
-    plain = len(site.channels) == 1 and site.norm is None and not site.only_march
-    if not plain or site.geometry.groups != site.channels[0] or site.x.torch_dtype != site.operand:
+    plain = len(site.channels) == 1 and site.norm is None
+    if not plain or site.geometry.groups != site.channels[0]:
         return []
     return [{"family": "depthwise", "rows": rows, "bn": bn, "warps": warps}
             for rows, bn, warps in ((64, 32, 4), (128, 32, 4), (32, 64, 4), (64, 64, 8))]  # fmt: skip
@@ -97,7 +97,7 @@ def _tiled(site: Site, target: Target) -> list[Kernel]:
         return []
     fast = _hopper(site)
     if site.norm is None:
-        if site.only_march or site.x.torch_dtype != site.operand:
+        if site.x.torch_dtype != site.operand and not site.unsigned:
             return fast
         return fast + [
             launching.tile_json(t) for t in tiles(site.layer, chip(target))[: BESIDE if fast else None]

@@ -119,11 +119,27 @@ def norm_of(
     )  # fmt: skip
 
 
-def epilogue_of(step: Step, at: Arrays, *, split: bool = False) -> Epilogue:
-    """What follows the product; with `split` its scale was multiplied in before."""
+def epilogue_of(step: Step, at: Arrays, *, split: bool = False, shifted: bool = False) -> Epilogue:
+    """What follows the product.
+
+    Args:
+        step: of a convolution.
+        at: its tensors.
+        split: the scale was multiplied in before.
+        shifted: a uint8 input was taken as value − 128.
+    """
     name, slope = kernel_activation(step.attributes.get("activation")) or ("", 0.0)
     residual = at.inputs.get("residual")
     bias, scale = at.inputs.get("bias"), None if split else at.inputs.get("scale")
+    if shifted and at.inputs["x"].dtype == torch.uint8:
+        given = at.inputs.get("scale"), bias
+        key = (
+            step.inputs["weight"],
+            "unsigned bias",
+            *(step.inputs.get(r) for r in ("scale", "bias")),
+            str(bias is None),
+        )
+        bias = at.packs.get(key, lambda: weights.unsigned_bias(at.inputs["weight"], *given))
     return Epilogue(
         None if scale is None else scale.float(), None if bias is None else bias.float(), slope,
         at.outputs.get("sums"), float(step.attributes.get("inverse", 1.0)),
@@ -139,9 +155,16 @@ def operand_of(step: Step, at: Arrays) -> torch.dtype:
     return y.dtype if x.dtype not in HALVES and y.dtype in HALVES else x.dtype
 
 
-def packed(step: Step, at: Arrays, how: str, make: Callable[[Tensor], Any], *constants: object) -> Any:
-    """The step's weight in the operand's type, packed by `make`; made once for an engine."""
+def packed(
+    step: Step, at: Arrays, how: str, make: Callable[[Tensor], Any], *constants: object, half: bool = False
+) -> Any:
+    """The step's weight in the operand's type, packed by `make`; made once for an engine.
+
+    With `half` the weight of an 8-bit input becomes float16, which holds the integers exactly.
+    """
     kind = operand_of(step, at)
+    if half and at.inputs["x"].dtype in EIGHT:
+        kind = torch.float16
     weight = at.inputs["weight"]
     while weight.ndim < 5:
         weight = weight.unsqueeze(2)
@@ -160,7 +183,7 @@ def prepare_tiled(step: Step, kernel: Kernel, at: Arrays) -> Launch:
     tile, carver, launches = tile_of(kernel), Carver(at.scratch), list[Launch]()
     x, norm = inputs_of(step, kernel, at, carver, launches)
     y = last(at.outputs["y"])
-    epilogue = epilogue_of(step, at, split=tile.splits > 1)
+    epilogue = epilogue_of(step, at, split=tile.splits > 1, shifted=tile.family != "march")
     if tile.splits > 1:
         parts = carver.take((tile.splits, *y.shape), torch.float32)
         launches.append(product(step, at, tile, x, parts, Epilogue(at.inputs.get("scale"))))
@@ -241,8 +264,8 @@ def prepare_few(step: Step, kernel: Kernel, at: Arrays) -> Launch:
     """Family few: the first layer."""
     geometry = geometry_of(step, tuple(at.inputs["weight"].shape))
     return partial(
-        launch.conv_few, last(at.inputs["x"]), packed(step, at, "few", weights.pack_few), last(at.outputs["y"]),
-        epilogue_of(step, at), rows=int(kernel["rows"]), bn=int(kernel["bn"]), geometry=geometry,
+        launch.conv_few, last(at.inputs["x"]), packed(step, at, "few", weights.pack_few, half=True),
+        last(at.outputs["y"]), epilogue_of(step, at), rows=int(kernel["rows"]), bn=int(kernel["bn"]), geometry=geometry,
         border=bool(kernel["border"]), across=bool(kernel["across"]), warps=int(kernel["warps"]),
     )  # fmt: skip
 
@@ -287,7 +310,7 @@ def prepare_head(step: Step, kernel: Kernel, at: Arrays) -> Launch:
     while y.ndim < 5:
         y = y.unsqueeze(2)
     return partial(
-        launch.head, x, packed(step, at, "head", weights.pack_head), epilogue.bias, y,
+        launch.head, x, packed(step, at, "head", weights.pack_head, half=True), epilogue.bias, y,
         norm=None if given is None else norm_of(at, x.shape[-1], given), softmax=bool(step.attributes.get("softmax")),
         rows=int(kernel["rows"]), loop=int(kernel["loop"]), epilogue=epilogue, in_inverse=inverse_of(step),
         warps=int(kernel["warps"]),

@@ -92,7 +92,7 @@ class Site:
         norm: on load, or None.
         even: whether rows of x are evenly spaced, so that a norm may be applied apart.
         layer: as tiles see it.
-        only_march: x is uint8, which no other kernel takes.
+        unsigned: x is uint8: tiles take value − 128, other kernels make it float16.
         hopper: whether the kernels of sm_90a take what surrounds the product (types, alignment, activations).
     """
 
@@ -105,7 +105,7 @@ class Site:
     norm: Mapping[str, Json] | None
     even: bool
     layer: Layer
-    only_march: bool
+    unsigned: bool
     hopper: bool
 
     @classmethod
@@ -180,7 +180,7 @@ class Site:
     def head(self) -> bool:
         """Whether kernel head takes it: 1×1×1 to at most 32 classes from at most 256 channels."""
         few = self.weight[0] <= 32 and len(self.channels) == 1 and self.channels[0] <= 256
-        return few and self.geometry.point and self.y.torch_dtype.is_floating_point and not self.only_march
+        return few and self.geometry.point and self.y.torch_dtype.is_floating_point
 
 
 def _unlike(x: TensorSpec, x2: TensorSpec | None, operand: torch.dtype, normed: bool) -> bool:

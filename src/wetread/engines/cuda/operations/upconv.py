@@ -82,7 +82,7 @@ class UpConv(Operation):
         operand = weight.torch_dtype if weight.torch_dtype in EIGHT else x.torch_dtype
         applied = [step.attributes.get("activation"), *([] if norm is None else [norm["activation"]])]
         known = all(kernel_activation(a) is not None for a in applied)
-        given = x.torch_dtype in HALVES if norm is not None else x.torch_dtype == operand
+        given = x.torch_dtype in HALVES if norm is not None else x.torch_dtype in (operand, torch.uint8)
         inside = channels_inside(x) and y.strides[1] == 1
         if not (known and given and inside and runs(operand, target)) or y.torch_dtype == torch.float64:
             return []
@@ -111,8 +111,9 @@ class UpConv(Operation):
             int(kernel["warps"]),
             2,
         )
+        held = launching.packed(step, at, "up", weights.pack_up, half=at.inputs["x"].dtype == torch.uint8)
         return partial(
-            launch.upconv, x, launching.packed(step, at, "up", weights.pack_up), last(at.outputs["y"]),
+            launch.upconv, x, held, last(at.outputs["y"]),
             launching.epilogue_of(step, at), norm=None if given is None else launching.norm_of(at, x.shape[-1], given),
             in_inverse=launching.inverse_of(step), tile=tile, taps=int(kernel["taps"]),
         )  # fmt: skip
