@@ -38,7 +38,7 @@ def linear(arch, kind):
         "K": 96, "K1": 2, "K2": 2, "K3": 24, "FLAT": False, "DENSE": False, "SCALED": eight, "BIASED": True,
         "RESIDUAL": True, "NORM": not eight, "NAME": "gelu", "P0": 0.0, "P1": 0.0, "BM": 64, "BN": 64, "BK": 64,
         "ACC": tl.int32 if kind == "i8" else tl.float32, "OUT": tl.float16 if eight else KINDS[kind],
-        "IEEE": kind == "fp32", "PDL": False,
+        "PRECISION": "ieee", "PDL": False,
     }  # fmt: skip
     build(matmul.linear, constants, arch, pointers, kind)
 
@@ -54,7 +54,7 @@ def main(arch: int) -> None:
             "BF": 16,
             "BM": 64,
             "BN": 64,
-            "IEEE": kind == "fp32",
+            "PRECISION": "ieee",
             "OUT": KINDS[kind],
             "PDL": False,
         }

@@ -41,7 +41,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Masks:
-    """What is added to scores, and what stands where a map was padded.
+    """What is added to scores, what stands where a map was padded, how products round.
 
     Attributes:
         bias: [1 or heads, QP, KP] from `pack_bias`.
@@ -49,6 +49,7 @@ class Masks:
         regions: [windows, T] from `pack_regions`.
         apart: added between tokens of different regions.
         fill: [3 · heads · F], float32.
+        tf32: float32 operands may be rounded to TF32.
     """
 
     bias: Tensor | None = None
@@ -56,6 +57,7 @@ class Masks:
     regions: Tensor | None = None
     apart: float = 0.0
     fill: Tensor | None = None
+    tf32: bool = False
 
 
 def pack_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,6 +140,6 @@ def attention(
         PD=padded[0], PH=padded[1], PW=padded[2], SH0=shift[0], SH1=shift[1], SH2=shift[2],
         S0=size[0], S1=size[1], S2=size[2], F=features, BF=max(16, triton.next_power_of_2(features)), BM=tile.bm,
         BN=tile.bn, WINDOWED=windows is not None, FILLED=masks.fill is not None, BIASED=bias is not None,
-        MASKED=mask is not None, REGIONS=regions is not None, IEEE=q.dtype == torch.float32,
+        MASKED=mask is not None, REGIONS=regions is not None, PRECISION="tf32" if masks.tf32 else "ieee",
         OUT=triton_type(y.dtype), **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

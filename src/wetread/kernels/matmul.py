@@ -38,12 +38,14 @@ class Product:
         eps: of the LayerNorm over K before the product (its weight was packed for it); None without one.
         activation: see `operations.base.activate`; one of `ACTIVATIONS`.
         inverse: 1 / scale of an 8-bit output.
+        tf32: float32 operands may be rounded to TF32.
     """
 
     contract: int = 1
     eps: float | None = None
     activation: Mapping[str, Any] | None = None
     inverse: float = 1.0
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,5 +176,5 @@ def linear(
         DENSE=inner[:3] == [1, 1, 1] and sk[3] in (0, 1), SCALED=packed.scale is not None,
         BIASED=packed.bias is not None, RESIDUAL=residual is not None, NORM=product.eps is not None, NAME=name,
         P0=p0, P1=p1, BM=tile.bm, BN=tile.bn, BK=tile.bk, ACC=accumulator(a.dtype), OUT=triton_type(y.dtype),
-        IEEE=a.dtype == torch.float32, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION="tf32" if product.tf32 else "ieee", **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -42,7 +42,7 @@ def attention(
     PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, SH0: tl.constexpr, SH1: tl.constexpr, SH2: tl.constexpr,
     S0: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr, F: tl.constexpr, BF: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WINDOWED: tl.constexpr, FILLED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
-    REGIONS: tl.constexpr, IEEE: tl.constexpr, OUT: tl.constexpr,
+    REGIONS: tl.constexpr, PRECISION: tl.constexpr, OUT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of queries · heads, windows, batch); bias, mask in units of log 2, filled up to whole
@@ -92,10 +92,7 @@ def attention(
         if FILLED:
             k = tl.where(inside[:, None], k, fill_k[None, :].to(k.dtype))
             v = tl.where((inside | (cols >= TK))[:, None], v, fill_v[None, :].to(v.dtype))
-        if IEEE:
-            s = tl.dot(q, k.T, input_precision="ieee")
-        else:
-            s = tl.dot(q, k.T)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
         s = s * (scale * _LOG2E)
         if BIASED:
             to = bias_ptr + head * bias_h + rows[:, None] * bias_t + cols[None, :]
@@ -113,10 +110,7 @@ def attention(
         shrink = tl.exp2(best - top)
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
-        if IEEE:
-            acc = tl.dot(p, v, acc, input_precision="ieee")
-        else:
-            acc = tl.dot(p.to(v.dtype), v, acc)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         best = top
     y = acc / total[:, None]
     tl.store(spread(y_ptr, qi, qj, ql, yd, yy, yx, f, yf), y.to(OUT), mask=q_ok)

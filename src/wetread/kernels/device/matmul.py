@@ -54,7 +54,7 @@ def linear(
     K: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, FLAT: tl.constexpr, DENSE: tl.constexpr,
     SCALED: tl.constexpr, BIASED: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr, NAME: tl.constexpr,
     P0: tl.constexpr, P1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    ACC: tl.constexpr, OUT: tl.constexpr, IEEE: tl.constexpr,
+    ACC: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Weight [N, KP], zeros from K on; grid (blocks of N · blocks of rows).
@@ -100,10 +100,7 @@ def linear(
                 about = tl.where((ks < K)[None, :], about, 0.0)
             total += tl.sum(about, 1)
             square += tl.sum(about * about, 1)
-        if IEEE:
-            acc = tl.dot(a, w, acc, input_precision="ieee")
-        else:
-            acc = tl.dot(a, w, acc, out_dtype=ACC)
+        acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC)
     y = acc.to(tl.float32)
     if NORM:
         mean = total / K

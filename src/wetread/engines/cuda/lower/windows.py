@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from wetread.engines.cuda.lower import simple  # noqa: F401 - its handlers are the ones that these stand before
+from wetread.engines.cuda.lower.linear import Left, Tail, left_of, linear, rounded, sole_reader, tail_of
 from wetread.engines.cuda.lower.lowering import HANDLERS, Handler, Lowering, handles
-from wetread.engines.cuda.lower.transformer import Core, Left, Tail, left_of, linear, sole_reader, tail_of
+from wetread.engines.cuda.lower.transformer import Core
 from wetread.engines.cuda.program import Shape, row_major
 from wetread.graph.plain import Operation
 
@@ -77,7 +78,7 @@ class _Walk:
         if node is None or weight is None or weight.ndim != 2:
             return None
         tail = tail_of(self.low, self.value, residual=False)
-        if tail.activation is not None:
+        if tail.activation is not None or tail.dtype is not None:
             return None
         self.nodes += tail.nodes
         self.node = tail.nodes[-1] if tail.nodes else node
@@ -208,8 +209,8 @@ def emit(low: Lowering, site: Site) -> bool:
     low.done(*site.nodes)
     space, channels = low.shape(site.x)[:4], site.heads * site.features
     node, tail = site.projection
-    left = left_of(low, site.x)
-    dtype = low.spec(left.tensor).dtype
+    left = left_of(low, site.x, node.inputs[1])
+    dtype = low.dtype(tail.value)
     qkv = low.tensor(f"{node.name}/map", (*space, 3 * channels), dtype)
     linear(low, node, left, np.asarray(low.constant(node.inputs[1])), tail, qkv)
     shape = (*space, site.heads, site.features)
@@ -227,12 +228,12 @@ def emit(low: Lowering, site: Site) -> bool:
     y = low.view(tokens, f"{site.attention.name}/heads", shape, row_major(shape))
     windows = {"size": list(site.size), "padded": list(site.padded), "shift": list(site.shift)}
     low.step("attention", site.attention, inputs, {"y": y},
-             {"scale": core.scale, "windows": windows, "apart": core.apart},
+             {"scale": core.scale, "windows": windows, "apart": core.apart, **rounded(low)},
              nodes=tuple(each.name for each in site.nodes))  # fmt: skip
     node, tail = site.back
     more = tail_of(low, site.last, bias=False)
     last = more.nodes[-1] if more.nodes else site.nodes[-1]
-    out = low.output(last, strides=row_major(low.shape(last.outputs[0])))
+    out = low.output(last, dtype=more.dtype, strides=row_major(low.shape(last.outputs[0])))
     tail = replace(more, bias=tail.bias)
     linear(low, node, Left(tokens), np.asarray(low.constant(node.inputs[1])), tail, out)
     return True

@@ -36,7 +36,8 @@ class Attention(Operation):
         mask: (windows, Tq, Tk), added to the scores; batch b of whole attention takes number b mod windows.
         y: see above.
 
-    Attributes: scale; windows: None or {size, padded, shift}, each along D, H, W; apart.
+    Attributes: scale; windows: None or {size, padded, shift}, each along D, H, W; apart; tf32: float32
+    operands may be rounded to TF32.
     """
 
     name = "attention"
@@ -105,7 +106,7 @@ class Attention(Operation):
         fill = at.inputs.get("fill")
         masks = Masks(
             packed.get("bias"), packed.get("mask"), packed.get("regions"), float(step.attributes.get("apart", 0.0)),
-            None if fill is None else fill,
+            fill, bool(step.attributes.get("tf32")),
         )  # fmt: skip
         scale = float(step.attributes["scale"])
         return lambda: attention(q, k, v, y, scale, tile, masks, windows)

@@ -41,7 +41,8 @@ class Matmul(Operation):
         gamma, beta: [K], of the norm.
         y: (..., M, N), or (rows..., N).
 
-    Attributes: contract (1 where absent); norm: None or {eps}, over all of K; activation; inverse.
+    Attributes: contract (1 where absent); norm: None or {eps}, over all of K; activation; inverse; tf32: float32
+    operands may be rounded to TF32.
     """
 
     name = "matmul"
@@ -132,6 +133,7 @@ class Matmul(Operation):
             eps=None if norm is None else float(norm["eps"]),
             activation=step.attributes.get("activation"),
             inverse=float(step.attributes.get("inverse", 1.0)),
+            tf32=bool(step.attributes.get("tf32")),
         )
         tile = RowTile(*kernel["tile"])
         a, y, residual = at.inputs["a"], at.outputs["y"], at.inputs.get("residual")
