@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from wetread.kernels import weights
 from wetread.kernels.arguments import Epilogue, Norm
-from wetread.kernels.hopper import driver, first, march, march2, parts
+from wetread.kernels.hopper import driver, first, march, march2, parts, point
 
 PEAK = {torch.float16: 989e12, torch.int8: 1979e12, torch.float8_e4m3fn: 1979e12}
 BANDWIDTH = 4.3e12
@@ -61,6 +61,9 @@ class Case:
         return 2 if self.kernel == "march2" else 1
 
     def floor_s(self) -> float:
+        if self.kernel in ("up", "head"):
+            out = self.size**3 * (8 if self.kernel == "up" else 1)
+            return (self.size**3 * self.channels[0] + out * self.co) * 2 / BANDWIDTH
         out = (self.size // self.stride) ** 3
         width = 2 if self.norm or self.dtype == HALF else 1
         moved = self.size**3 * sum(self.channels) * width + out * self.co * 2 * (2 if self.residual else 1)
@@ -94,6 +97,10 @@ CASES = [
     Case("march2", (64,), 128, 64, INT8, outputs=64),
     Case("first", (1,), 32, 128),
     Case("first", (1,), 48, 96, outputs=48),
+    Case("up", (64,), 32, 64, norm=True),
+    Case("up", (64,), 32, 64),
+    Case("head", (32,), 3, 128, norm=True),
+    Case("head", (48,), 14, 96) if point.applies_head(48, 14, HALF) else Case("head", (64,), 14, 96),
 ]
 
 
@@ -109,7 +116,13 @@ def sources(case: Case) -> tuple[str, tuple[str, ...]]:
         return march2.source(case.dtype, case.outputs), tuple(
             march2.defines(case.channels[0], case.dtype, e, case.outputs)
         )
-    return parts.text("first"), tuple(first.defines(case.co, HALF, e))
+    if case.kernel == "first":
+        return parts.text("first"), tuple(first.defines(case.co, HALF, e))
+    up = case.kernel == "up"
+    e = Epilogue(bias=some)
+    return parts.text("point"), tuple(
+        point.defines(case.channels[0], e, case.norm, HALF, up, 0 if up else case.co)
+    )
 
 
 _folder = Path(tempfile.gettempdir()) / "wetread-cubins"
@@ -153,11 +166,47 @@ def conv32(x: torch.Tensor, w: torch.Tensor, stride: int) -> torch.Tensor:
     return y.permute(0, 2, 3, 4, 1)
 
 
+def point_row(case: Case, x: torch.Tensor, g: torch.Generator) -> dict[str, Any]:
+    """Checks and times a head or a transposed convolution."""
+    c, norm, value = case.channels[0], None, x.float()
+    if case.norm:
+        v = x.double()
+        sums = torch.stack([v.sum((1, 2, 3)), (v**2).sum((1, 2, 3))], -1) / 8
+        gamma = torch.rand(c, device="cuda", generator=g) + 0.5
+        norm = Norm(sums.expand(8, 1, c, 2).contiguous(), gamma, gamma - 1, 1e-5, 0.01)
+        value = torch.nn.functional.instance_norm(value.permute(0, 4, 1, 2, 3), weight=gamma, bias=gamma - 1)
+        value = torch.nn.functional.leaky_relu(value, 0.01).permute(0, 2, 3, 4, 1)
+    bias = torch.randn(case.co, device="cuda", generator=g)
+    first = value.permute(0, 4, 1, 2, 3)
+    if case.kernel == "up":
+        w = (torch.randn(c, case.co, 2, 2, 2, device="cuda", generator=g) * 0.1).half()
+        r = torch.nn.functional.conv_transpose3d(first, w.float(), bias, 2).permute(0, 2, 3, 4, 1)
+        out, packed = torch.full(r.shape, float("nan"), device="cuda", dtype=HALF), point.pack_up(w)
+        go = lambda: point.upconv_point(x, packed, out, Epilogue(bias=bias), norm)  # noqa: E731
+    else:
+        w = (torch.randn(case.co, c, 1, 1, 1, device="cuda", generator=g) * 0.1).half()
+        r = torch.nn.functional.conv3d(first, w.float(), bias)
+        out, packed = torch.full_like(r, float("nan"), dtype=HALF).contiguous(), point.pack_head(w)
+        go = lambda: point.head_point(x, packed, bias, out, norm)  # noqa: E731
+    go()
+    error, once = float((out.float() - r).norm() / r.norm()), out.clone()
+    row = {
+        "case": case.name,
+        "us": time_ms(go) * 1e3,
+        "floor_us": case.floor_s() * 1e6,
+        "error": error,
+        "sums": 0.0,
+    }
+    return {**row, "same": bool(torch.equal(once, out))}
+
+
 def run(case: Case, old: Any = None) -> dict[str, Any]:
     """Checks and times one case."""
     g = torch.Generator("cuda").manual_seed(7)
     shape = (1, case.size, case.size, case.size)
     x = [torch.randn(*shape, c, device="cuda", generator=g) for c in case.channels]
+    if case.kernel in ("up", "head"):
+        return point_row(case, x[0].half(), g)
     w = torch.randn(case.co, sum(case.channels), 3, 3, 3, device="cuda", generator=g) * 0.05
     scale, norm, inverse = None, None, 1.0
     if case.norm:

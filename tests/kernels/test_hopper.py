@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from tests.kernels.reference import DEVICE, HALF, check_sums, conv, error, norm, poisoned, rand  # noqa: E402
 from wetread.errors import EngineUnavailableError  # noqa: E402
 from wetread.kernels import weights  # noqa: E402
-from wetread.kernels.hopper import driver, march  # noqa: E402
+from wetread.kernels.hopper import driver, march, parts  # noqa: E402
 from wetread.kernels.launch import Epilogue, Norm, Tile, conv3d  # noqa: E402
 
 pytestmark = pytest.mark.peer
@@ -27,11 +27,10 @@ TILE = Tile("march", (1, 16, 16), 32, 32)
 def test_weights_are_in_the_order_the_kernel_reads():
     w = rand(64, 96, 3, 3, 3).cpu()
     rows = march.pack(w, (32, 64)).reshape(2, 3, 9, 3, 32, 32)
+    order = parts.order(32)
     for block, chunk, tap, place, o, c in ((0, 0, 0, 0, 0, 0), (1, 2, 5, 1, 7, 31), (1, 1, 8, 2, 31, 3)):
-        kd = 2 - place
-        assert (
-            rows[block, chunk, tap, place, o, c] == w[block * 32 + o, chunk * 32 + c, kd, tap // 3, tap % 3]
-        )
+        value = w[block * 32 + order[o], chunk * 32 + c, 2 - place, tap // 3, tap % 3]
+        assert rows[block, chunk, tap, place, o, c] == value
 
 
 def test_where_it_applies():

@@ -6,11 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.kernels.reference import DEVICE, HALF, check_sums, conv, error, poisoned, rand  # noqa: E402
+from tests.kernels.reference import DEVICE, HALF, check_sums, conv, error, norm, poisoned, rand  # noqa: E402
 from wetread.errors import EngineUnavailableError  # noqa: E402
 from wetread.kernels import weights  # noqa: E402
-from wetread.kernels.arguments import Epilogue  # noqa: E402
-from wetread.kernels.hopper import driver, first, march2, parts  # noqa: E402
+from wetread.kernels.arguments import Epilogue, Norm  # noqa: E402
+from wetread.kernels.hopper import driver, first, march2, parts, point  # noqa: E402
 
 pytestmark = pytest.mark.peer
 
@@ -23,11 +23,21 @@ SIZES = [(10, 16, 32), (7, 20, 37), (33, 34, 18), (2, 3, 2)]
 def test_march2_weights_are_in_the_order_the_kernel_reads():
     w = rand(128, 64, 3, 3, 3).cpu()
     rows = march2.pack(w, 64).reshape(2, 2, 9, 3, 64, 32)
+    order = parts.order(64)
     for block, chunk, tap, place, o, c in ((0, 0, 0, 0, 0, 0), (1, 1, 5, 1, 7, 31), (1, 0, 8, 2, 31, 3)):
         kd = (2, 0, 1)[place]
-        assert (
-            rows[block, chunk, tap, place, o, c] == w[block * 64 + o, chunk * 32 + c, kd, tap // 3, tap % 3]
-        )
+        value = w[block * 64 + order[o], chunk * 32 + c, kd, tap // 3, tap % 3]
+        assert rows[block, chunk, tap, place, o, c] == value
+
+
+@pytest.mark.parametrize("outputs", [32, 48, 64])
+def test_threads_have_neighbouring_channels(outputs):
+    order = parts.order(outputs)
+    assert sorted(order) == list(range(outputs))
+    for quad in range(4):
+        mine = [order[t * 8 + quad * 2 + e] for t in range(outputs // 8) for e in range(2)]
+        runs = [mine[i : i + 8] for i in range(0, len(mine), 8)]
+        assert all(run == list(range(run[0], run[0] + len(run))) for run in runs)
 
 
 def test_where_they_apply():
@@ -45,12 +55,14 @@ def test_first_product_from_its_operand_registers():
     b = first.pack(w).float().reshape(1, 12, 5, 8, 4, 2)
     k = b.permute(0, 1, 3, 2, 4, 5).reshape(2, 48, 40)[..., :36].reshape(2, 48, 9, 4)
     x = rand(3, 3, 4).cpu().float()
-    y = torch.einsum("jcrs,rs->cj", k, x.reshape(9, 4))
+    y = torch.einsum("jcrs,rs->cj", k, x.reshape(9, 4))[torch.tensor(parts.order(48)).argsort()]
     r = torch.nn.functional.conv3d(x[None, None], w.half().float())[0, :, 0, 0]
     assert torch.allclose(y, r, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", ["march2 half", "march2 int8", "first 32", "first 48"])
+@pytest.mark.parametrize(
+    "kernel", ["march2 half", "march2 int8", "first 32", "first 48", "point up", "point head"]
+)
 def test_compile(kernel):
     """Also where there is no GPU, if CUDA's run-time compiler is here."""
     try:
@@ -63,6 +75,11 @@ def test_compile(kernel):
         dtype = torch.float16 if kind == "half" else torch.int8
         epilogue = Epilogue(scale=some, bias=some, sums=some, residual=some)
         text, constants = march2.source(dtype, 64), march2.defines(32, dtype, epilogue, 64)
+    elif name == "point":
+        text = parts.text("point")
+        constants = point.defines(
+            64, Epilogue(bias=some), True, torch.float16, kind == "up", classes=14, softmax=True
+        )
     else:
         text, constants = parts.text("first"), first.defines(int(kind), torch.float32, Epilogue(sums=some))
     assert driver.compile_source(text, "sm_90a", constants)[:4] == b"\x7fELF"
@@ -122,3 +139,50 @@ def test_first_layer(co, size, dtype):
     r = torch.where(r > 0, r, r * 0.01)
     assert error(y, r) < HALF
     check_sums(sums, r)
+
+
+def raw_input(size, c):
+    x = rand(2, *size, c, scale=2.0) + 1.0
+    v = x.double()
+    sums = torch.stack([v.sum((1, 2, 3)), (v**2).sum((1, 2, 3))], -1)
+    gamma, beta = rand(c, dtype=torch.float32).abs() + 0.5, rand(c, dtype=torch.float32, seed=3)
+    given = Norm(torch.stack([sums * 0.25, sums * 0.75]).contiguous(), gamma, beta, 1e-5, 0.01)
+    return x, given, norm(x, gamma, beta, slope=0.01)
+
+
+@on_hopper
+@pytest.mark.parametrize("size", [(3, 5, 7), (8, 16, 16)])
+@pytest.mark.parametrize(("c", "co"), [(32, 32), (64, 32), (128, 64), (96, 96)])
+@pytest.mark.parametrize("out", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("normed", [False, True])
+def test_transposed(normed, out, c, co, size):
+    x, given, value = raw_input(size, c)
+    w, bias = rand(c, co, 2, 2, 2, scale=0.1), rand(co, dtype=torch.float32)
+    value = value if normed else x.double()
+    r = torch.nn.functional.conv_transpose3d(value.permute(0, 4, 1, 2, 3), w.double(), bias.double(), 2)
+    r = r.permute(0, 2, 3, 4, 1)
+    wide = poisoned(2, *(2 * s for s in size), co + 32, dtype=out)  # a slice of a wider tensor
+    y = wide[..., :co]
+    point.upconv_point(x, point.pack_up(w), y, Epilogue(bias=bias, inverse=20.0), given if normed else None)
+    if out == torch.float16:
+        assert error(y, r) < HALF
+    else:
+        assert (y.double() - (r * 20).clamp(-128, 127)).abs().max() <= 0.5 + (0.1 if normed else 1e-2)
+
+
+@on_hopper
+@pytest.mark.parametrize("size", [(3, 5, 7), (8, 16, 16)])
+@pytest.mark.parametrize(("c", "classes"), [(32, 3), (64, 14), (32, 32)])
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("out", [torch.float16, torch.float32], ids=str)
+def test_head(out, softmax, c, classes, size):
+    x, given, value = raw_input(size, c)
+    w, bias = rand(classes, c, 1, 1, 1, scale=0.3), rand(classes, dtype=torch.float32)
+    for n in (given, None):
+        r = torch.nn.functional.conv3d(
+            (value if n else x.double()).permute(0, 4, 1, 2, 3), w.double(), bias.double()
+        )
+        r = r.softmax(1) if softmax else r
+        y = poisoned(2, classes, *size, dtype=out)
+        point.head_point(x, point.pack_head(w), bias, y, n, softmax)
+        assert error(y, r) < HALF

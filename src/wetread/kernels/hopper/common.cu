@@ -70,19 +70,17 @@ __device__ __forceinline__ u32 half2(float lo, float hi) {
 __device__ __forceinline__ void floats(u32 word, float& lo, float& hi) {
   asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(lo), "=f"(hi) : "r"(word));
 }
-// four lanes hold four words each; afterwards lane j holds word j of lanes 0, 1, 2, 3
-__device__ __forceinline__ void transpose(u32 (&q)[4], int lane) {
-  bool odd = lane & 1, high = lane & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    u32 got = __shfl_xor_sync(0xffffffffu, odd ? q[i] : q[i + 1], 1);
-    if (odd) q[i] = got; else q[i + 1] = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    u32 got = __shfl_xor_sync(0xffffffffu, high ? q[i] : q[i + 2], 2);
-    if (high) q[i] = got; else q[i + 2] = got;
-  }
+// in one access each, which the compiler does not make of a uint4 on its own
+__device__ __forceinline__ void store4(void* at, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void store2(void* at, u32 a, u32 b) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(at), "r"(a), "r"(b) : "memory");
+}
+__device__ __forceinline__ uint4 load4(const void* at) {
+  uint4 r;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(at));
+  return r;
 }
 
 // ---- the norm on load
@@ -180,27 +178,23 @@ __device__ __forceinline__ u32 narrow(float lo, float hi, float inverse) {
   return __byte_perm(__float_as_uint(lo), __float_as_uint(hi), 0x0040);
 #endif
 }
-// eight channels of a voxel
-__device__ __forceinline__ void store_eight(const Output& to, i64 at, const u32 (&q)[4]) {
-#if YKIND == 0
-  *reinterpret_cast<uint4*>((unsigned short*)to.y + at) = make_uint4(q[0], q[1], q[2], q[3]);
-#else
-  *reinterpret_cast<uint2*>((unsigned char*)to.y + at) =
-      make_uint2(__byte_perm(q[0], q[1], 0x5410), __byte_perm(q[2], q[3], 0x5410));
-#endif
-}
 
-// What a thread of a warpgroup keeps while it stores accumulators of COLS channels: of each eight channels it has two
-// (2 * quad and the next) of two voxels. KEEP holds scale and bias in registers.
+// What a thread of a warpgroup keeps while it stores accumulators of COLS channels. Weights are packed so that the
+// columns which a thread has of a product are neighbouring channels (parts.order): eight of each 32, four of 16 left
+// over. KEEP holds scale, bias and pivots in registers as they are; without, scale and bias are read where they are used
+// and pivots lie two in a register.
 template <int COLS, bool KEEP>
 struct Epilogue {
   static constexpr int V = COLS / 4, WORDS = COLS / 8, FULL = COLS / 32;
-  float factor[V], addend[V], s1[V], s2[V];
-  u32 pivot[V / 2];                                           // two halves each: any value near the mean will do
+  float factor[V], addend[V], s1[V], s2[V], pivot[KEEP ? V : 1];
+  u32 pivots[KEEP ? 1 : V / 2];
   float count;
   int first, quad, lane;                                      // channel of the block, lanes
 
-  __device__ __forceinline__ int channel(int i) const { return first + (i / 2) * 8 + quad * 2 + i % 2; }
+  // the i-th of the thread's channels
+  __device__ __forceinline__ int channel(int i) const {
+    return first + (i < FULL * 8 ? i / 8 * 32 + quad * 8 + i % 8 : FULL * 32 + quad * 4 + i % 8);
+  }
 
   __device__ __forceinline__ Epilogue(const Output& to, int first_channel, int lane_) {
     first = first_channel;
@@ -212,105 +206,106 @@ struct Epilogue {
       factor[i] = KEEP && SCALED ? to.scale[channel(i)] : 1.f;
       addend[i] = KEEP && BIASED ? to.bias[channel(i)] : 0.f;
       s1[i] = s2[i] = 0.f;
-      pivot[i / 2] = 0;
+      if (KEEP) pivot[i] = 0.f; else pivots[i / 2] = 0;
     }
   }
-  // the words of two voxels as eight neighbouring channels a lane, or back: where 16 channels are left over, the two
-  // voxels' are exchanged at once
-  template <class Each>
-  __device__ __forceinline__ void exchange(u32 (&q)[2][WORDS], bool load, const Each& each) {
+  __device__ __forceinline__ void centre(int i, float& lo, float& hi) const {
+    if (KEEP) { lo = pivot[KEEP ? i : 0]; hi = pivot[KEEP ? i + 1 : 0]; }
+    else floats(pivots[KEEP ? 0 : i / 2], lo, hi);
+  }
+  // the residual of one voxel, whose elements begin at `at`
+  __device__ __forceinline__ void fetch(const Output& to, i64 at, bool inside, u32 (&q)[WORDS]) const {
+    const unsigned short* from = to.residual + at + first;
 #pragma unroll
-    for (int g = 0; g < FULL; g++)
-#pragma unroll
-      for (int r = 0; r < 2; r++) {
-        u32 p[4] = {q[r][g * 4], q[r][g * 4 + 1], q[r][g * 4 + 2], q[r][g * 4 + 3]};
-        if (!load) transpose(p, lane);
-        each(p, r, g * 32 + quad * 8);
-        if (load) {
-          transpose(p, lane);
-#pragma unroll
-          for (int i = 0; i < 4; i++) q[r][g * 4 + i] = p[i];
-        }
-      }
+    for (int g = 0; g < FULL; g++) {
+      uint4 in = make_uint4(0, 0, 0, 0);
+      if (inside) in = load4(from + g * 32 + quad * 8);
+      q[g * 4] = in.x; q[g * 4 + 1] = in.y; q[g * 4 + 2] = in.z; q[g * 4 + 3] = in.w;
+    }
     if constexpr (COLS % 32 == 16) {
-      u32 p[4] = {q[0][FULL * 4], q[0][FULL * 4 + 1], q[1][FULL * 4], q[1][FULL * 4 + 1]};
-      if (!load) transpose(p, lane);
-      each(p, quad / 2, FULL * 32 + quad % 2 * 8);
-      if (load) {
-        transpose(p, lane);
-#pragma unroll
-        for (int i = 0; i < 4; i++) q[i / 2][FULL * 4 + i % 2] = p[i];
-      }
+      uint2 in = make_uint2(0, 0);
+      if (inside) in = *reinterpret_cast<const uint2*>(from + FULL * 32 + quad * 4);
+      q[FULL * 4] = in.x; q[FULL * 4 + 1] = in.y;
     }
   }
-  // Stores two voxels. `done`: COLS / 2 accumulators; `at`, `residual_at`: elements of the first of the two,
-  // `step`, `residual_step` further the second; `start`: the thread's first values, about which it sums
-  template <class T>
-  __device__ __forceinline__ void store(const Output& to, const T (&done)[COLS / 2], const bool (&inside)[2], i64 at, i64 step,
-                                        i64 residual_at, i64 residual_step, bool start) {
-    u32 given[2][WORDS] = {};
-    if (RESIDUAL)
-      exchange(given, true, [&](u32 (&p)[4], int r, int c) {
-        uint4 in = make_uint4(0, 0, 0, 0);
-        if (r ? inside[1] : inside[0])
-          in = *reinterpret_cast<const uint4*>(to.residual + residual_at + (r ? residual_step : 0) + first + c);
-        p[0] = in.x; p[1] = in.y; p[2] = in.z; p[3] = in.w;
-      });
-    u32 q[2][WORDS];
+  __device__ __forceinline__ void write(const Output& to, i64 at, const u32 (&q)[WORDS]) const {
+    at += first;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float v[V];
-#pragma unroll
-      for (int i = 0; i < V; i++) {
-        v[i] = (float)done[(i / 2) * 4 + r * 2 + i % 2];
-        if (SCALED) v[i] *= KEEP ? factor[i] : to.scale[channel(i)];
-        if (BIASED) v[i] += KEEP ? addend[i] : to.bias[channel(i)];
-      }
-      if (RESIDUAL) {
-#pragma unroll
-        for (int i = 0; i < WORDS; i++) {
-          float lo, hi;
-          floats(given[r][i], lo, hi);
-          v[2 * i] += lo;
-          v[2 * i + 1] += hi;
-        }
-      }
-      if (LEAKY) {
-#pragma unroll
-        for (int i = 0; i < V; i++) v[i] = v[i] > 0.f ? v[i] : v[i] * to.slope;
-      }
-      if (STATS) {                                            // about the thread's first value: nothing cancels
-        if (r == 0) {
-#pragma unroll
-          for (int i = 0; i < V / 2; i++) pivot[i] = start ? half2(v[2 * i], v[2 * i + 1]) : pivot[i];
-        }
-        const float one = inside[r] ? 1.f : 0.f;
-        count += one;
-#pragma unroll
-        for (int i = 0; i < V; i += 2) {
-          float lo, hi;
-          floats(pivot[i / 2], lo, hi);
-          lo = (v[i] - lo) * one;
-          hi = (v[i + 1] - hi) * one;
-          s1[i] += lo;
-          s1[i + 1] += hi;
-          s2[i] = fmaf(lo, lo, s2[i]);
-          s2[i + 1] = fmaf(hi, hi, s2[i + 1]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < WORDS; i++) q[r][i] = narrow(v[2 * i], v[2 * i + 1], to.inverse);
+    for (int g = 0; g < FULL; g++) {
+      const i64 c = at + g * 32 + quad * 8;
+#if YKIND == 0
+      store4((unsigned short*)to.y + c, q[g * 4], q[g * 4 + 1], q[g * 4 + 2], q[g * 4 + 3]);
+#else
+      store2((unsigned char*)to.y + c, __byte_perm(q[g * 4], q[g * 4 + 1], 0x5410), __byte_perm(q[g * 4 + 2], q[g * 4 + 3], 0x5410));
+#endif
     }
-    exchange(q, false, [&](u32 (&p)[4], int r, int c) {
-      if (r ? inside[1] : inside[0]) store_eight(to, at + (r ? step : 0) + first + c, p);
-    });
+    if constexpr (COLS % 32 == 16) {
+      const i64 c = at + FULL * 32 + quad * 4;
+#if YKIND == 0
+      store2((unsigned short*)to.y + c, q[FULL * 4], q[FULL * 4 + 1]);
+#else
+      *reinterpret_cast<u32*>((unsigned char*)to.y + c) = __byte_perm(q[FULL * 4], q[FULL * 4 + 1], 0x5410);
+#endif
+    }
+  }
+  // Row r (0 or 1) of the thread's two voxels in the COLS / 2 accumulators: stores it at element `at` where it is
+  // inside, with the residual `given`; `start`: the first values of all, about which the thread sums. ALL: every voxel
+  // of the warp is inside.
+  template <bool ALL, class T>
+  __device__ __forceinline__ void row(const Output& to, const T (&done)[COLS / 2], const u32 (&given)[WORDS], int r, bool inside,
+                                      i64 at, bool start) {
+    float v[V];
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+      v[i] = (float)done[(i / 2) * 4 + r * 2 + i % 2];
+      if (SCALED) v[i] *= KEEP ? factor[i] : to.scale[channel(i)];
+      if (BIASED) v[i] += KEEP ? addend[i] : to.bias[channel(i)];
+    }
+    if (RESIDUAL) {
+#pragma unroll
+      for (int i = 0; i < WORDS; i++) {
+        float lo, hi;
+        floats(given[i], lo, hi);
+        v[2 * i] += lo;
+        v[2 * i + 1] += hi;
+      }
+    }
+    if (LEAKY) {
+#pragma unroll
+      for (int i = 0; i < V; i++) v[i] = v[i] > 0.f ? v[i] : v[i] * to.slope;
+    }
+    if (STATS) {                                              // about the thread's first value: nothing cancels
+      if (start) {
+#pragma unroll
+        for (int i = 0; i < V; i++)
+          if (KEEP) pivot[KEEP ? i : 0] = v[i]; else if (i % 2 == 0) pivots[KEEP ? 0 : i / 2] = half2(v[i], v[i + 1]);
+      }
+      const float one = ALL || inside ? 1.f : 0.f;
+      count += one;
+#pragma unroll
+      for (int i = 0; i < V; i += 2) {
+        float lo, hi;
+        centre(i, lo, hi);
+        lo = v[i] - lo;
+        hi = v[i + 1] - hi;
+        if (!ALL) { lo *= one; hi *= one; }
+        s1[i] += lo;
+        s1[i + 1] += hi;
+        s2[i] = fmaf(lo, lo, s2[i]);
+        s2[i + 1] = fmaf(hi, hi, s2[i + 1]);
+      }
+    }
+    u32 q[WORDS];
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) q[i] = narrow(v[2 * i], v[2 * i + 1], to.inverse);
+    if (ALL || inside) write(to, at, q);
   }
   // adds the thread's sums, moved to the origin in float64
   __device__ __forceinline__ void flush(const Output& to, int n) {
 #pragma unroll
     for (int i = 0; i < V; i++) {
       float lo, hi;
-      floats(pivot[i / 2], lo, hi);
+      centre(i / 2 * 2, lo, hi);
       const double k = i % 2 ? hi : lo, m = count, a = s1[i];
       double total = m * k + a, square = (double)s2[i] + 2.0 * k * a + m * k * k;
 #pragma unroll

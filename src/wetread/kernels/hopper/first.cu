@@ -83,6 +83,7 @@ first(const x_t* __restrict__ x, const u32* __restrict__ packed, int D, int H, i
     for (int row = warp; row < TD * TH; row += THREADS / 32) {
       const int dd = row / TH, hh = row % TH, d = d0 + dd, h = h0 + hh;
       if (d >= D || h >= H) continue;
+      const i64 line = n * to.yn + d * to.yd + h * to.yh;
       // word of a lane's pair of outputs (g and g + 8) and pair of K in row r = kd * 3 + kh
       u32 a[10];
 #pragma unroll
@@ -101,11 +102,16 @@ first(const x_t* __restrict__ x, const u32* __restrict__ packed, int D, int H, i
           product16(acc + 4 * t, a + 4, b[j * NT + t][2], b[j * NT + t][3]);
           product8(acc + 4 * t, a + 8, b[j * NT + t][4]);
         }
-        const int w = w0 + 2 * g + j;
-        const bool inside[2] = {w < W, w + 16 < W};
-        epilogue.store(to, acc, inside, n * to.yn + d * to.yd + h * to.yh + w * to.yw, 16 * to.yw,
-                       n * to.rn + d * to.rd + h * to.rh + w * to.rw, 16 * to.rw, fresh);
-        fresh = false;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const int w = w0 + 2 * g + j + 16 * r;
+          u32 given[OUT / 8] = {};
+          if (RESIDUAL) epilogue.fetch(to, n * to.rn + d * to.rd + h * to.rh + w * to.rw, w < W, given);
+          const i64 at = line + w * to.yw;
+          if (w0 + TW <= W) epilogue.row<true>(to, acc, given, r, true, at, fresh);
+          else epilogue.row<false>(to, acc, given, r, w < W, at, fresh);
+          fresh = false;
+        }
       }
     }
   }

@@ -32,7 +32,7 @@ def pack(weight: Tensor) -> Tensor:
     n = outputs_of(co)
     # K: 9 rows (kd, kh) of four neighbouring inputs, for each of two outputs; four rows of zeros
     wide = torch.zeros(co // n, 2, n, 10, 4, dtype=torch.float16, device=weight.device)
-    rows = weight.to(torch.float16).reshape(co // n, n, 9, 3)
+    rows = weight.to(torch.float16).reshape(co // n, n, 9, 3)[:, parts.order(n)]
     for j in range(2):
         wide[:, j, :, :9, j : j + 3] = rows
     k = wide.reshape(co // n, 2 * n // 8, 8, 5, 4, 2)  # blocks, products, column, registers, quad, half

@@ -38,6 +38,7 @@ constexpr int RAW_RING = APART ? RAWS : 0;
 constexpr int WORKERS = NORM ? 7 : 0;                        // warps that normalise
 constexpr int ACC = 3 * OUT / 2, DONE = OUT / 2;             // registers of 64 voxels: three planes, one
 constexpr bool LATER = CHUNKS > 1 && OUT == 32;
+constexpr bool EARLY = RESIDUAL && !LATER && OUT == 32;      // the residual is loaded while the products run
 constexpr int FEW = !NORM ? 40 : OUT == 48 ? 48 : CHUNKS > 1 ? 56 : 80;  // registers of the warps that load, and of those
 constexpr int MANY = !NORM ? 232 : OUT == 48 ? 208 : CHUNKS > 1 ? 200 : 176;  // that compute
 
@@ -89,6 +90,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       constexpr int RING = APART ? RAWS : STAGES;
       const u32 free = APART ? left : empty, arrived = NORM ? came : full, ring = APART ? raws : start;
       for (int p = 0; p < planes; p++)
+#pragma unroll 1
         for (int c = 0; c < CHUNKS; c++) {
           barrier_wait(free + 8 * stage, phase);
           barrier_expect(arrived + 8 * stage, (APART ? RAW_PLANE : PLANE) + (STREAM ? 9 * TAP : 0));
@@ -104,6 +106,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       constexpr int EACH = KIND == 0 ? 8 : 16;                // channels of a thread: 16 bytes of the operand
       constexpr int PARTS = CH / EACH;
       const int worker = threadIdx.x - 288, lane_part = worker % PARTS;
+      const bool late = lane & 4;                             // reads its 32 raw bytes second half first: fewer conflicts
       int stage = 0, ring = 0;
       u32 phase = 1, ring_phase = 0;
       for (int p = 0; p < planes; p++) {
@@ -119,7 +122,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
           for (int i = 0; i < EACH; i += 2) {
             float f[4];
             asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(f[0]), "=f"(f[1]), "=f"(f[2]), "=f"(f[3])
-                         : "r"(table + 8 * (c * CH + lane_part * EACH + i)));
+                         : "r"(table + 8 * (c * CH + lane_part * EACH + (KIND != 0 && late ? i ^ 8 : i))));
 #if KIND == 0
             ab[2 * i] = f[0]; ab[2 * i + 1] = f[1]; ab[2 * i + 2] = f[2]; ab[2 * i + 3] = f[3];
 #else
@@ -137,7 +140,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
             uint4 out = make_uint4(0, 0, 0, 0);
             if (inside) {
               uint4 in;
-              const u32 from = APART ? raws + ring * RAW_STAGE + v * CH * 2 + lane_part * 32 : to;
+              const u32 from = APART ? raws + ring * RAW_STAGE + v * CH * 2 + lane_part * 32 + (late ? 16 : 0) : to;
               asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(in.x), "=r"(in.y), "=r"(in.z), "=r"(in.w) : "r"(from));
 #if KIND == 0
               float f[8];
@@ -145,11 +148,12 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
               out = make_uint4(half2(f[0], f[1]), half2(f[2], f[3]), half2(f[4], f[5]), half2(f[6], f[7]));
 #else
               uint4 more;
-              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(more.x), "=r"(more.y), "=r"(more.z), "=r"(more.w) : "r"(from + 16));
-              out.x = bytes(normalise2(in.x, a2[0], b2[0], slope2), normalise2(in.y, a2[1], b2[1], slope2));
-              out.y = bytes(normalise2(in.z, a2[2], b2[2], slope2), normalise2(in.w, a2[3], b2[3], slope2));
-              out.z = bytes(normalise2(more.x, a2[4], b2[4], slope2), normalise2(more.y, a2[5], b2[5], slope2));
-              out.w = bytes(normalise2(more.z, a2[6], b2[6], slope2), normalise2(more.w, a2[7], b2[7], slope2));
+              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(more.x), "=r"(more.y), "=r"(more.z), "=r"(more.w) : "r"(from ^ 16));
+              const u32 q0 = bytes(normalise2(in.x, a2[0], b2[0], slope2), normalise2(in.y, a2[1], b2[1], slope2));
+              const u32 q1 = bytes(normalise2(in.z, a2[2], b2[2], slope2), normalise2(in.w, a2[3], b2[3], slope2));
+              const u32 q2 = bytes(normalise2(more.x, a2[4], b2[4], slope2), normalise2(more.y, a2[5], b2[5], slope2));
+              const u32 q3 = bytes(normalise2(more.z, a2[6], b2[6], slope2), normalise2(more.w, a2[7], b2[7], slope2));
+              out = late ? make_uint4(q2, q3, q0, q1) : make_uint4(q0, q1, q2, q3);
 #endif
             }
             asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(out.x), "r"(out.y), "r"(out.z), "r"(out.w) : "memory");
@@ -175,20 +179,38 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
       for (int i = 0; i < ACC; i++) acc[t][i] = 0;
     Epilogue<OUT, OUT == 32> epilogue(to, cb * OUT, lane);
     acc_t done[2][DONE] = {};                                 // a complete plane
-    auto store = [&](int d) {
+    u32 given[2][2][OUT / 8] = {};                            // the residual of the plane that is stored next
+    auto fetch = [&](int d) {
 #pragma unroll
-      for (int t = 0; t < 2; t++) {
-        const int h = h0 + group * 8 + part * 2, w = w0 + t * 8 + lane / 4;
-        const bool inside[2] = {h < H && w < W && d >= d0, h + 1 < H && w < W && d >= d0};
-        epilogue.store(to, done[t], inside, n * to.yn + d * to.yd + h * to.yh + w * to.yw, to.yh,
-                       n * to.rn + d * to.rd + h * to.rh + w * to.rw, to.rh, t == 0 && d == d0);
-      }
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const int h = h0 + group * 8 + part * 2 + r, w = w0 + t * 8 + lane / 4;
+          epilogue.fetch(to, n * to.rn + d * to.rd + h * to.rh + w * to.rw, h < H && w < W && d >= d0, given[t][r]);
+        }
+    };
+    const bool whole = h0 + 16 <= H && w0 + 16 <= W;
+    auto store = [&](int d) {
+      if (RESIDUAL && !EARLY) fetch(d);
+      if (d < d0) return;
+#pragma unroll
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const int h = h0 + group * 8 + part * 2 + r, w = w0 + t * 8 + lane / 4;
+          const i64 at = n * to.yn + d * to.yd + h * to.yh + w * to.yw;
+          const bool start = t == 0 && r == 0 && d == d0;
+          if (whole) epilogue.row<true>(to, done[t], given[t][r], r, true, at, start);
+          else epilogue.row<false>(to, done[t], given[t][r], r, h < H && w < W, at, start);
+        }
     };
     barrier_wait(ready, 0);
     int stage = 0;
     u32 phase = 0;
     for (int p = 0; p < planes; p++) {
-#pragma unroll LATER ? CHUNKS : 1
+#if OUT == 48
+#pragma unroll 1
+#endif
       for (int c = 0; c < CHUNKS; c++) {
         barrier_wait(full + 8 * stage, phase);
         hold(acc[0]);
@@ -205,6 +227,7 @@ march(const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap x1
               wgmma(acc[t], a + ((((tap / 3) * EDGE + tap % 3 + t * 8) * S + k * 32) >> 4), b + ((tap * TAP + k * 32) >> 4));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         if (LATER && c == 0) store(d0 + p - 3);               // complete since the plane before (none below d0)
+        if (EARLY) fetch(d0 + p - 2);                         // one chunk: nothing below d0 is read
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         hold(acc[0]);
         hold(acc[1]);

@@ -90,11 +90,11 @@ def applies(
 
 
 def pack(weight: Tensor, channels: Sequence[int], outputs: int | None = None) -> Tensor:
-    """[CO, C, 3, 3, 3] as rows [blocks, chunks, 9 (kh, kw), 3 (kd from 2 to 0), outputs] × chunk channels."""
+    """[CO, C, 3, 3, 3] as rows [blocks, chunks, 9 (kh, kw), 3 (kd 2 to 0), outputs as in `parts.order`] × chunk."""
     co, c = weight.shape[:2]
     n = outputs or outputs_of(co)
     step = chunk_bytes(channels, weight.dtype) // weight.element_size()
-    w = weight.reshape(co // n, n, c // step, step, 3, 3, 3).flip(4)
+    w = weight.reshape(co // n, n, c // step, step, 3, 3, 3)[:, parts.order(n)].flip(4)
     # axes: block, output, chunk, channel, kd, kh, kw
     return w.permute(0, 2, 5, 6, 4, 1, 3).reshape(-1, step).contiguous()
 

@@ -93,10 +93,18 @@ march2(const __grid_constant__ TensorMap evens, const __grid_constant__ TensorMa
     for (int i = 0; i < OUT; i++) acc[i] = 0;
     Epilogue<OUT, true> epilogue(to, cb * OUT, lane);
     const int h = h0 + part * 2, w = w0 + group * 8 + lane / 4;
+    const bool whole = h0 + 8 <= H && w0 + 16 <= W;
     auto store = [&](int d) {
-      const bool inside[2] = {h < H && w < W && d >= d0, h + 1 < H && w < W && d >= d0};
-      epilogue.store(to, done, inside, n * to.yn + d * to.yd + h * to.yh + w * to.yw, to.yh,
-                     n * to.rn + d * to.rd + h * to.rh + w * to.rw, to.rh, d == d0);
+      if (d < d0) return;
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        u32 given[OUT / 8] = {};
+        const bool inside = h + r < H && w < W, start = r == 0 && d == d0;
+        if (RESIDUAL) epilogue.fetch(to, n * to.rn + d * to.rd + (h + r) * to.rh + w * to.rw, inside, given);
+        const i64 at = n * to.yn + d * to.yd + (h + r) * to.yh + w * to.yw;
+        if (whole) epilogue.row<true>(to, done, given, r, true, at, start);
+        else epilogue.row<false>(to, done, given, r, inside, at, start);
+      }
     };
     barrier_wait(ready, 0);
     int stage = 0;

@@ -49,10 +49,11 @@ def applies(channels: int, co: int, dtype: torch.dtype, outputs: int) -> bool:
 
 
 def pack(weight: Tensor, outputs: int) -> Tensor:
-    """[CO, C, 3, 3, 3] as rows [blocks, chunks, 9 (kh, kw), 3 (kd 2, 0, 1), outputs] × chunk channels."""
+    """[CO, C, 3, 3, 3] as rows [blocks, chunks, 9 (kh, kw), 3 (kd 2, 0, 1), outputs as in `parts.order`] × chunk."""
     co, c = weight.shape[:2]
     step = chunk_bytes(c, weight.dtype) // weight.element_size()
-    w = weight.reshape(co // outputs, outputs, c // step, step, 3, 3, 3)[:, :, :, :, [2, 0, 1]]
+    w = weight.reshape(co // outputs, outputs, c // step, step, 3, 3, 3)
+    w = w[:, parts.order(outputs)][:, :, :, :, [2, 0, 1]]
     # axes: block, output, chunk, channel, kd, kh, kw
     return w.permute(0, 2, 5, 6, 4, 1, 3).reshape(-1, step).contiguous()
 

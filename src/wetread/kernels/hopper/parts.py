@@ -39,6 +39,22 @@ def product(columns: int, dtype: torch.dtype, unsigned: bool = False) -> str:
 
 
 @cache
+def order(outputs: int) -> list[int]:
+    """The channel of each column of a block, so that a thread's columns are neighbouring channels.
+
+    In the accumulators a thread has columns 8t + 2q and the next of every eight; these become channels 8q to 8q + 7 of
+    each 32, and 4q to 4q + 3 of 16 left over.
+    """
+    found = []
+    for column in range(outputs):
+        t, q, e = column // 8, column % 8 // 2, column % 2
+        group = t // 4
+        wide = 8 if group < outputs // 32 else 4
+        found.append(group * 32 + q * wide + t % 4 * 2 + e)
+    return found
+
+
+@cache
 def text(name: str) -> str:
     """common.cu and the kernel's own file."""
     folder = Path(__file__).parent
