@@ -191,7 +191,7 @@ try:
 except DeviceFaultError:
     refused += 1
 a.close(), b.close(), engine.close()
-print("refused", refused)
+print("refused", refused, flush=True)
 """
 
 

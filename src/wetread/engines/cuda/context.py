@@ -279,6 +279,8 @@ class CudaContext(Closing):
         self._closed = True
         if self._ticket is not None:
             self._ticket.settle()
+        if self._device.guard.faulted:
+            self._device.guard.abandon(self._inputs, self._outputs, self._event)
         self._inputs, self._outputs = [], []
         self._executable.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import weakref
@@ -184,7 +185,8 @@ class CudaEngine(Closing):
             cache=_timings(),
             provenance=self._provenance(shape, batch),
         )  # fmt: skip
-        LOG.info("plan of %s: %s", self._network.where, described(plan))
+        level = logging.INFO if self._package is None else logging.WARNING
+        LOG.log(level, "plan of %s: %s", self._network.where, described(plan))
         if self._folder is not None:
             try:
                 path = plan.save(self._folder, self._name(shape, batch))

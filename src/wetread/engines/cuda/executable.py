@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from wetread.engines.common import Closing
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.plan import Launch, Plan, library_settings
 from wetread.engines.cuda.store import Store
+from wetread.errors import EngineError
 
 CAPTURE = threading.Lock()
 """Held while kernels are compiled and graphs captured: settings of the libraries are the process's."""
@@ -62,6 +64,7 @@ class Executable(Closing):
         self._launches: list[Launch] = []
         self._pool_bytes = 0
         self._own_bytes = plan.bytes if arena is None else 0
+        self._follow()
         with (
             device.guard.watch(f"a context of {plan.bytes / 2**20:.0f} MiB could not be made"),
             self.current(),
@@ -71,6 +74,8 @@ class Executable(Closing):
             found = ChainMap(self.tensors, store.weights(plan))  # type: ignore[arg-type]
             with CAPTURE:
                 self._launches = plan.launchers(found, self.arena, store.packs(plan))
+                if self.stream is not None:
+                    self.stream.synchronize()  # what was packed may be read on another stream from now on
 
     @property
     def bytes(self) -> int:
@@ -81,6 +86,11 @@ class Executable(Closing):
     def launches(self) -> tuple[Launch, ...]:
         """A function for each step, in order, which launches it on torch's current stream: for timing steps alone."""
         return tuple(self._launches)
+
+    def _follow(self) -> None:
+        """Makes the stream wait for what the caller has put on its own: an arena given may just have been cleared."""
+        if self.stream is not None and not self.device.guard.faulted:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device.torch))
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -119,6 +129,7 @@ class Executable(Closing):
                 self.run()  # what libraries pack, they pack now
             return
         assert self.stream is not None
+        self._follow()
         with CAPTURE, self.device.guard.watch("a plan could not be captured"), self.current():
             with library_settings(self.plan.program.precision):
                 for _ in range(2):
@@ -126,14 +137,15 @@ class Executable(Closing):
                 self.stream.synchronize()
                 pool = torch.cuda.graph_pool_handle()
                 graph = torch.cuda.CUDAGraph()
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-                try:
-                    everything()
-                except BaseException:
-                    with suppress(RuntimeError):  # what could not be captured is what is raised
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
+                with _uncollected():
+                    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                    try:
+                        everything()
+                    except BaseException:
+                        with suppress(RuntimeError):  # what could not be captured is what is raised
+                            graph.capture_end()
+                        raise
+                    graph.capture_end()
             self._graph = graph
             self._pool_bytes = pool_bytes(pool)
 
@@ -150,12 +162,28 @@ class Executable(Closing):
 
     def close(self) -> None:
         """Frees arena and graph once the stream has done its work; a second call does nothing."""
-        if self.stream is not None and not self.device.guard.faulted and self._launches:
-            self.stream.synchronize()
+        guard = self.device.guard
+        if self.stream is not None and self._launches and not guard.faulted:
+            with suppress(EngineError), guard.watch("what was running failed"):
+                self.stream.synchronize()
+        if guard.faulted:
+            guard.abandon(self._graph, self._launches, self.tensors, self.arena, self.stream)
         self._graph = None
         self._launches, self.tensors = [], {}
         self._run = _nothing
         self.arena = torch.empty(0, dtype=torch.uint8)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python from collecting garbage: freeing another graph in the middle of a capture would spoil it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def pool_bytes(pool: tuple[int, int]) -> int:

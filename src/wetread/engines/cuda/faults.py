@@ -7,6 +7,7 @@ refused: the process (a lane) must be started again.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,13 @@ class Guard:
     def _synchronise(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.default_stream(self.device).synchronize()
+
+    def abandon(self, *things: object) -> None:
+        """Keeps what lay on a lost device until the process ends.
+
+        Freeing it would ask the device, which does not answer, and end the process with an exit code of its own.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(things))
 
     @property
     def faulted(self) -> bool:
