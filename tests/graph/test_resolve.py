@@ -74,3 +74,17 @@ def test_a_window_that_the_network_does_not_take() -> None:
     assert resolve(graph, (4, 4, 4), 1).tensors["logits"].shape == (1, 2)
     with pytest.raises(GraphError, match="does not take windows"):
         resolve(graph, (4, 4, 5), 1)
+
+
+def test_a_reshape_that_was_exported_for_one_window() -> None:
+    b = Builder()
+    shape = b.constant(np.array([1, 2, -1]), "shape")
+    x = b.add("Reshape", [b.conv("image", (1, 4)), shape])
+    graph = Graph(b.model({"image": (1, 1, 4, 4, 4)}, {"logits": (x, (1, 2, 128))}))
+    assert resolve(graph, (4, 4, 4), 3).tensors["logits"].shape == (3, 2, 128)
+    b = Builder()
+    fixed = b.add("Reshape", ["image", b.constant(np.array([4, 16]), "shape")])
+    weight = b.constant(np.ones((16, 2), np.float32), "weight")
+    graph = Graph(b.model({"image": (1, 1, 4, 4, 4)}, {"logits": (b.add("MatMul", [fixed, weight]), (4, 2))}))
+    with pytest.raises(GraphError):
+        resolve(graph, (4, 4, 4), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,13 @@ class Resolved:
     opset: int
 
 
+_MOVES = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
+    | {f"{change.DOMAIN}.{name}" for name in ("WindowPartition", "WindowReverse", "Roll")}
+)
+"""Operators that give as many values as they take; inference does not check that of shapes that are constants."""
+
+
 def resolve(graph: Graph, window: Sequence[int], batch: int, functions: Collection[str] = ()) -> Resolved:
     """Fixes the network's shapes, folds what follows from them, and leaves out what no output needs.
 
@@ -64,7 +72,10 @@ def resolve(graph: Graph, window: Sequence[int], batch: int, functions: Collecti
     """
     model = change.without_dead(_inlined(graph, functions))
     large = _set_aside(model)
-    model = change.fixed(model, {entry.name for entry in graph.inputs}, window, batch, graph.where)
+    names = {entry.name for entry in graph.inputs}
+    if batch > 1:
+        _free_batch(model, change.fixed(model, names, window, 1, graph.where))
+    model = change.fixed(model, names, window, batch, graph.where)
     for _ in range(_ROUNDS):
         shapes = _shapes(model, graph.where)
         if not _fold(model, shapes, large, graph.where):
@@ -72,7 +83,19 @@ def resolve(graph: Graph, window: Sequence[int], batch: int, functions: Collecti
     constants = {t.name: numpy_helper.to_array(t) for t in (*model.graph.initializer, *large.values())}
     tensors = _tensors(model, shapes, constants, graph.where)
     nodes = tuple(_plain(node) for node in model.graph.node)
+    for node in nodes:
+        if node.operator in _MOVES and node.inputs[0] in tensors:
+            _check_move(node, tensors, f"{graph.where}: {node.operator} {node.name!r}", batch)
     return Resolved(nodes, constants, tensors, graph.opset)
+
+
+def _check_move(node: Operation, tensors: Mapping[str, TensorEntry], where: str, batch: int) -> None:
+    given, made = (tensors[name].shape for name in (node.inputs[0], node.outputs[0]))
+    if math.prod(size or 0 for size in given) != math.prod(size or 0 for size in made):
+        raise GraphError(
+            f"makes shape {made} of {given}, at a batch of {batch}", where=where,
+            todo="the network was exported for another batch or window: export it with these axes free",
+        )  # fmt: skip
 
 
 def _set_aside(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -91,6 +114,31 @@ def _set_aside(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
         del field[:]
         field.extend(copies)
     return found
+
+
+def _free_batch(model: onnx.ModelProto, single: onnx.ModelProto) -> None:
+    """Lets Reshape nodes that were exported for a batch of 1 keep the first axis as it is, whatever its size.
+
+    Where both shapes begin with 1 that is the same; with a larger batch, shapes that do not agree are still refused.
+
+    Args:
+        model: changed in place.
+        single: the same with a batch of 1.
+    """
+    shapes = _shapes(single, "")
+    targets = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        target = targets.get(node.input[1]) if node.op_type == "Reshape" and not node.domain else None
+        sizes = _sizes(shapes.get(node.input[0])) if node.input else None
+        if target is None or not sizes or sizes[0] != 1 or not target.size or target[0] != 1:
+            continue
+        if any(a.name == "allowzero" and a.i for a in node.attribute):
+            continue
+        made = numpy_helper.from_array(
+            np.concatenate([[0], target[1:]]).astype(np.int64), f"{node.name}/kept"
+        )
+        model.graph.initializer.append(made)
+        node.input[1] = made.name
 
 
 def _plain(node: onnx.NodeProto) -> Operation:

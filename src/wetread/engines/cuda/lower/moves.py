@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from wetread.engines.cuda.lower.lowering import Lowering, handles
 from wetread.engines.cuda.program import row_major
+from wetread.errors import GraphError
 from wetread.graph.plain import Operation
 
 _WIDE = frozenset(
@@ -59,6 +61,8 @@ def view_as(low: Lowering, node: Operation, x: str, shape: Sequence[int]) -> Non
         low.alias(node, name)
         return
     spec = low.spec(x)
+    if math.prod(spec.shape) != math.prod(shape):
+        raise GraphError(f"makes shape {tuple(shape)} of {spec.shape}", where=f"{low.where}: {node.name}")
     strides = reshaped(spec.shape, spec.strides, shape)
     if strides is None:
         x = low.dense(x, node)
