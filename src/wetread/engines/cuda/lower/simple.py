@@ -211,8 +211,7 @@ def resize(low: Lowering, node: Operation) -> None:
     scales, sizes = (None if g is None or not g.size else g.reshape(-1) for g in given)
     coordinates = a.get("coordinate_transformation_mode", "half_pixel")
     if (
-        (scales is None
-        and sizes is None)
+        (scales is None and sizes is None)
         or coordinates == "tf_crop_and_resize"
         or low.dtype(node.inputs[0]) not in _FLOATS
     ):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -66,11 +66,13 @@ class Pointwise(Operation):
         store(evaluate(a["program"], registers).expand(y.shape), y, float(a.get("inverse", 1.0)))
 
     def kernels(self, step: Step, program: Program, target: Target) -> list[Kernel]:
-        """Rows by channels, in several tiles; none where there are too many inputs or axes for the kernel."""
+        """Several sizes of blocks; none where there are too many inputs or axes for the kernel, or a general power."""
         from wetread.kernels.pointwise import applies
 
         y = program.spec(step.outputs["y"])
         ins = [program.spec(step.inputs[str(i)]) for i in range(len(step.inputs))]
+        if not encodable(step.attributes["program"]):
+            return []
         strides = [y.strides, *(broadcast_strides(s.shape, s.strides, y.shape) for s in ins)]
         if (
             not target.triton
@@ -135,40 +137,76 @@ def evaluate(program: Sequence[Json], registers: Sequence[Tensor]) -> Tensor:
     return known[-1]
 
 
-def encode(program: Sequence[Json], inputs: int, scales: Sequence[float] = ()) -> tuple[tuple[Any, ...], ...]:
-    """The instructions as the kernel reads them: (name, a, b, c, p, q) each.
+_POWERS: dict[float, tuple[tuple[str, int], ...]] = {
+    1.0: (), 2.0: (("mul", 0),), 3.0: (("mul", 0), ("mul", 0)), 0.5: (("sqrt", -1),), -1.0: (("reciprocal", -1),),
+    -0.5: (("sqrt", -1), ("reciprocal", -1)),
+}  # fmt: skip
+"""Powers that the kernel has: instructions on the result so far, times the base where a second operand is named."""
 
-    Operands are registers' numbers, constants are registers too: (``value``, .., p) makes one. Activations are
-    spelt out in the kernel, with their parameters in p and q.
+
+def encodable(program: Sequence[Json]) -> bool:
+    """Whether the kernel has all instructions: powers only to these few exponents, in which nothing is lost."""
+    powers = [instruction[2] for instruction in program if instruction[0] == "pow"]
+    return all(isinstance(b, dict) and float(b["value"]) in _POWERS for b in powers)
+
+
+class _Encoder:
+    """Instructions as the kernel reads them, with the place of each register of the program among the kernel's."""
+
+    def __init__(self, inputs: int) -> None:
+        self.code: list[str | int | float] = []
+        self.count = inputs
+        self.place = {i: i for i in range(inputs)}
+
+    def emit(self, name: str, *operands: int, p: float = 0.0, q: float = 0.0) -> int:
+        """Adds an instruction; returns its register."""
+        self.code += [name, *operands, *[0] * (3 - len(operands)), float(p), float(q)]
+        self.count += 1
+        return self.count - 1
+
+    def register(self, operand: Json) -> int:
+        """Register of an operand; a constant gets one."""
+        return self.emit("value", p=operand["value"]) if isinstance(operand, dict) else self.place[operand]
+
+    def power(self, base: int, exponent: float) -> int:
+        """Base to a power that is a few instructions."""
+        now = base
+        for name, other in _POWERS[exponent]:
+            now = self.emit(name, now) if other < 0 else self.emit(name, now, base)
+        return now
+
+
+def encode(
+    program: Sequence[Json], inputs: int, scales: Sequence[float] = ()
+) -> tuple[str | int | float, ...]:
+    """The instructions as the kernel reads them: name, a, b, c, p, q of each in turn.
+
+    Operands are registers' numbers; ``value`` makes a register of the constant p; p and q are the parameters of
+    activations.
     """
-    found: list[tuple[Any, ...]] = []
-    place: dict[int, int] = {i: i for i in range(inputs)}
-    count = inputs
-
-    def emit(name: str, *operands: int, p: float = 0.0, q: float = 0.0) -> int:
-        nonlocal count
-        found.append((name, *operands, *[0] * (3 - len(operands)), float(p), float(q)))
-        count += 1
-        return count - 1
-
+    made = _Encoder(inputs)
     for i, scale in enumerate(scales):
         if scale != 1.0:
-            place[i] = emit("mul", i, emit("value", p=scale))
-    for number, (name, *operands) in enumerate(program, inputs):
-        parameters = {}
-        if operands and isinstance(operands[-1], dict) and "value" not in operands[-1]:
-            parameters = operands.pop()
-        registers = [emit("value", p=o["value"]) if isinstance(o, dict) else place[o] for o in operands]
-        low, high = parameters.get("low"), parameters.get("high")
-        if name == "clip":
-            p, q = (-math.inf if low is None else low), (math.inf if high is None else high)
-        elif name == "gelu":
-            p, q = (1.0 if parameters.get("approximate") == "tanh" else 0.0), 0.0
-        else:
-            p = parameters.get("slope", parameters.get("alpha", 1.0 if name == "elu" else 0.0))
-            q = parameters.get("beta", 0.0)
-        place[number] = emit(name, *registers, p=p, q=q)
-    return tuple(found)
+            made.place[i] = made.emit("mul", i, made.emit("value", p=scale))
+    for number, (name, *given) in enumerate(program, inputs):
+        operands = list(given)
+        last = operands[-1]
+        parameters = operands.pop() if isinstance(last, dict) and "value" not in last else {}
+        if name == "pow":
+            made.place[number] = made.power(made.register(operands[0]), float(operands[1]["value"]))
+            continue
+        p, q = _parameters(name, parameters)
+        spelt = "gelu_tanh" if name == "gelu" and parameters.get("approximate") == "tanh" else name
+        made.place[number] = made.emit(spelt, *(made.register(o) for o in operands), p=p, q=q)
+    return tuple(made.code)
+
+
+def _parameters(name: str, given: Mapping[str, Json]) -> tuple[float, float]:
+    if name == "clip":
+        low, high = given.get("low"), given.get("high")
+        return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+    default = 1.0 if name == "elu" else 0.0
+    return float(given.get("slope", given.get("alpha", default))), float(given.get("beta", 0.0))
 
 
 OPERATIONS = (Pointwise(),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from wetread.engines.cuda.operations.base import Arrays, Kernel, Operation, Targ
 from wetread.engines.cuda.program import Program, Step
 
 Ints = Sequence[int]
-KERNEL_TYPES = ("float16", "bfloat16", "float32", "int8", "float8_e4m3fn")
+KERNEL_TYPES = ("float16", "bfloat16", "float32", "int8", "uint8", "float8_e4m3fn")
 """Types that the Triton kernels of pooling, resizing and pointwise chains read and write."""
 
 
@@ -174,7 +174,7 @@ class Pool(Operation):
         from wetread.kernels import pool
 
         x, y, a = at.inputs["x"], at.outputs["y"], step.attributes
-        tile = {
+        tile: dict[str, Any] = {
             "rows": int(kernel["rows"]),
             "warps": int(kernel["warps"]),
             "inverse": float(a.get("inverse", 1.0)),

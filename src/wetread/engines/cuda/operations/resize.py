@@ -18,11 +18,11 @@ from wetread.engines.cuda.operations.base import (
     Tensor,
     Work,
     activate,
-    slope_of,
     store,
     wide,
 )
 from wetread.engines.cuda.operations.pool import kernel_types
+from wetread.engines.cuda.operations.site import kernel_activation
 from wetread.engines.cuda.program import Json, Program, Step
 
 
@@ -212,10 +212,10 @@ class Resize(Operation):
         a = step.attributes
         if (
             not target.triton
-            or slope_of(a.get("activation")) is None
+            or kernel_activation(a.get("activation")) is None
             or not applies([s.shape for s in specs], [s.strides for s in specs])
             or not kernel_types(target, *(s.dtype for s in specs))
-            or a["mode"] == "cubic" or a.get("antialias")
+            or a.get("antialias")
         ):  # fmt: skip
             return []
         rows = ((32, 4), (64, 4), (16, 4), (128, 8))
@@ -229,10 +229,10 @@ class Resize(Operation):
         from wetread.kernels import resize
 
         x, y, a = at.inputs["x"], at.outputs["y"], step.attributes
+        name, slope = kernel_activation(a.get("activation")) or ("leaky", 1.0)
         finish = resize.Finish(
-            at.inputs.get("residual"), at.outputs.get("sums"), float(slope_of(a.get("activation")) or 0.0),
-            float(a.get("inverse", 1.0)),
-        )  # fmt: skip
+            at.inputs.get("residual"), at.outputs.get("sums"), name, slope, float(a.get("inverse", 1.0))
+        )
         rows, warps = int(kernel["rows"]), int(kernel["warps"])
         if kernel["family"] == "double":
             linear = a["mode"] == "linear"
