@@ -157,11 +157,12 @@ MODELS = {m.name: m for m in (MLPERF, NNUNET, SWINUNETR, SEGRESNET, RESNET50, ME
 def export(model: Model, path: Path, window: Shape3 | None = None) -> Graph:
     """The module as an optimised graph, written to a file; by the tracer, which keeps norms whole."""
     axes = {0: "n", 2: "d", 3: "h", 4: "w"}
+    traced = (64, 64, 64) if model.free and window is None else window or model.window  # sizes do not matter
     free = {"image": axes, "logits": axes} if model.free else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model.make(), (torch.randn(1, 1, *(window or model.window)),), str(path), opset_version=20, dynamo=False,
+            model.make(), (torch.randn(1, 1, *traced),), str(path), opset_version=20, dynamo=False,
             input_names=["image"], output_names=["logits"], dynamic_axes=free,
         )  # fmt: skip
     graph, _ = optimise(Graph.load(path), window=window or model.window, check=False)

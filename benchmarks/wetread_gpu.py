@@ -49,7 +49,9 @@ class Graphs:
         key = model.name, kind
         if key not in self._made and kind == "float32":
             path = self.folder / f"{model.name}.onnx"
-            self._made[key] = Graph.load(path) if path.is_file() else export(model, path, window)
+            self._made[key] = (
+                Graph.load(path) if path.is_file() else export(model, path, None if model.free else window)
+            )
         elif key not in self._made:
             if self.ranges is None:
                 raise SystemExit(f"{precision} wants --ranges, see calibrate3d.py")
