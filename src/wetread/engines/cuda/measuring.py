@@ -81,7 +81,7 @@ def measure(
     if rows:
         second = f", then {rows[1].us:.1f} {kernel_text(rows[1].kernel)}" if len(rows) > 1 else ""
         log(f"  {step.name}: {rows[0].us:.1f} µs {kernel_text(rows[0].kernel)}{second}; "
-                    f"{len(rows)} of {len(candidates)} agree")  # fmt: skip
+                    f"{len(rows)} of {len(rows) + len(refused)} agree")  # fmt: skip
     else:
         log(f"  {step.name}: no candidate agrees with the reference; the library runs it")
     return rows
