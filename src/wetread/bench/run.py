@@ -16,7 +16,7 @@ from wetread.bench.accuracy import Accuracy, make_yardstick, measure_accuracy
 from wetread.bench.drive import RowFailedError, Timed, Worker, take_turns
 from wetread.bench.inputs import BenchCase, open_case
 from wetread.bench.rows import Bench, Row, machine, timing_figures
-from wetread.bench.task import Task
+from wetread.bench.task import DEVICES, Task
 from wetread.build.importers import ImportOptions, import_model
 from wetread.engines.registry import resolve
 from wetread.errors import EngineUnavailableError, PackageError
@@ -29,7 +29,6 @@ TOLERANCE = 1e-3
 """Largest output difference of a float32 row; float32 through some fifty layers leaves about 1e-5."""
 
 _REFERENCES = ("ONNX Runtime float32", "OpenVINO float32", "wetread float32", "PyTorch eager float32")
-_DEVICES = ("cuda", "tensorrt")
 _HALVES = ("cuda",)
 
 
@@ -141,7 +140,7 @@ def plan_rows(
         absent.append(Row("wetread", "int8", problem=why))
     else:
         tasks.append(replace(mine, engine="wetread"))
-    for backend in _DEVICES:
+    for backend in DEVICES:
         device = replace(mine, engine=f"wetread {backend}", backend=backend)
         try:
             resolve(backend)
@@ -330,6 +329,8 @@ def _row(worker: Worker, timed: Timed, found: dict[str, Accuracy]) -> Row:
     figures: dict[str, float | int | None] = dict(timing_figures(timed.seconds[key]))
     figures["peak_memory_mib"] = round(worker.peak_memory_mib(), 1)
     figures["load_memory_mib"] = round(float(worker.ready["load_memory_mib"]), 1)
+    if worker.ready["device_memory_mib"]:
+        figures["device_memory_mib"] = round(float(worker.ready["device_memory_mib"]), 1)
     figures["size_mib"] = round(float(worker.ready["size_mib"]), 3)
     accuracy = found.get(key)
     if accuracy is not None:

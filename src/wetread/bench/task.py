@@ -13,6 +13,10 @@ Float32 = NDArray[np.float32]
 Kind = Literal["torch-eager", "torch-script", "onnxruntime", "openvino", "wetread"]
 
 
+DEVICES = ("cuda", "tensorrt")
+"""Backends whose weights and activations lie in a GPU's memory."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One row of the bench.

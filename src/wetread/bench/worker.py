@@ -6,7 +6,7 @@ standard output; whatever libraries print goes to standard error.
 
 | request | answer |
 |---|---|
-| (none: once the network is ready) | ``size_mib``, ``versions``, ``layers``, ``output_shape``, ``load_memory_mib`` |
+| (none: once ready) | ``size_mib``, ``device_memory_mib``, ``versions``, ``layers``, ``output_shape``, ``load_memory_mib`` |
 | ``{"run": [0, 1, 2]}`` | ``seconds``: of each of these windows |
 | ``{"answer": 3}``, or ``"slot"`` | ``done``; the output lies in ``output.npy``, (*output shape) |
 | ``{"memory": true}`` | ``peak_memory_mib``: since the network was ready, where the system can tell |
@@ -54,6 +54,7 @@ class Row:
             versions |= player.versions
         self.ready = {
             "size_mib": sum(player.size_bytes for player in self._players) / 2**20,
+            "device_memory_mib": sum(getattr(p, "device_bytes", 0) for p in self._players) / 2**20,
             "versions": versions,
             "layers": self._players[0].layers,
             "output_shape": list(output.shape[1:]),

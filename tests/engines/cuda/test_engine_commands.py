@@ -107,4 +107,5 @@ def test_a_row_of_the_bench(work: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     with Worker(task, tmp_path, windows, 200) as worker:
         assert worker.ready["layers"] == {"float16": worker.ready["layers"]["float16"]}
+        assert worker.ready["device_memory_mib"] > 0
         assert len(worker.run([0, 1])) == 2

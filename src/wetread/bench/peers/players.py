@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wetread.bench.task import Float32, Player, Task, sizes
+from wetread.bench.task import DEVICES, Float32, Player, Task, sizes
 from wetread.engines.registry import make_engine
 from wetread.errors import EngineError
 from wetread.graph import Graph
@@ -130,7 +130,13 @@ class OpenVinoPlayer:
 
 
 class WetreadPlayer:
-    """wetread's engine and context, as `wetread read` uses them: checked inputs and outputs included."""
+    """wetread's engine and context, as `wetread read` uses them: checked inputs and outputs included.
+
+    Attributes:
+        device_bytes: weights and context in a GPU's memory; 0 on processors.
+    """
+
+    device_bytes = 0
 
     def __init__(self, task: Task, index: int) -> None:
         file = Path(task.networks[index])
@@ -164,6 +170,8 @@ class WetreadPlayer:
         self.layers = (
             dict(Counter(layer.precision for layer in engine.layers())) if hasattr(engine, "layers") else {}
         )
+        if task.backend in DEVICES:
+            self.device_bytes = engine.bytes + self._context.bytes
         self._engine = engine
 
     def run(self, image: Float32) -> Float32:
