@@ -6,7 +6,7 @@ standard output; whatever libraries print goes to standard error.
 
 | request | answer |
 |---|---|
-| (none: once ready) | ``size_mib``, ``device_memory_mib``, ``versions``, ``layers``, ``output_shape``, ``load_memory_mib`` |
+| (none) | ``size_mib``, ``device_memory_mib``, ``versions``, ``layers``, ``output_shape``, ``load_memory_mib`` |
 | ``{"run": [0, 1, 2]}`` | ``seconds``: of each of these windows |
 | ``{"answer": 3}``, or ``"slot"`` | ``done``; the output lies in ``output.npy``, (*output shape) |
 | ``{"memory": true}`` | ``peak_memory_mib``: since the network was ready, where the system can tell |
