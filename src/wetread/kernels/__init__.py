@@ -5,7 +5,7 @@ launches one kernel on the current stream, writes into tensors it is given and a
 place every tensor in one arena and capture the launches into a CUDA graph. Device code is in `device/`, in
 Triton; it runs under Triton's interpreter on the CPU too, which is how the tests compare it with float64.
 
-    weights   packing of a layer's weights for each family of kernels; quantisation to 8 bits
-    launch    one function for each kernel
-    tune      the candidates for a layer, timed on the device; the fastest correct one is kept
+    weights     packing of a layer's weights for each family of kernels; quantisation to 8 bits
+    launch      one function for each kernel of a convolutional network
+    candidates  tiles worth timing for a convolution; `engines.cuda.tuner` times them
 """
