@@ -27,6 +27,7 @@ from wetread.engines.cuda.program import Program, Step
 from wetread.kernels.matmul import ACTIVATIONS, Product, RowTile, linear, pack_linear
 
 _HALVES = (torch.float16, torch.bfloat16)
+FEW_ROWS = 4096
 
 
 class Matmul(Operation):
@@ -94,9 +95,8 @@ class Matmul(Operation):
         k, n = specs["b"].shape
         rows = math.prod(specs["y"].shape[:-1])
         found: list[Kernel] = []
-        for bm, bn, bk, warps, stages in _TILES:
-            small = rows <= 4096
-            if bn > max(32, 2 * _power(n)) or bk > max(32, _power(k)) or (bm > 64 and small):
+        for bm, bn, bk, warps, stages in _MANY if rows > FEW_ROWS else _FEW:
+            if bn > max(64, 2 * _power(n)) or bk > max(64, _power(k)):
                 continue
             size = specs["a"].torch_dtype.itemsize
             if target.shared_bytes and (bm + bn) * bk * size * stages > target.shared_bytes:
@@ -146,12 +146,15 @@ class Matmul(Operation):
         return Work(2 * math.prod(y.shape) * k, super().work(step, program).bytes)
 
 
-_TILES = (
+_MANY = (
     (128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (64, 64, 64, 4, 3), (64, 256, 64, 8, 2), (128, 64, 32, 4, 4),
-    (128, 64, 16, 4, 3), (64, 128, 64, 4, 4), (128, 256, 64, 8, 3), (64, 32, 64, 4, 4), (32, 64, 64, 4, 4),
-    (16, 64, 128, 4, 4), (32, 32, 128, 4, 4), (64, 64, 16, 4, 2), (256, 64, 64, 8, 3), (16, 32, 256, 4, 3),
+    (64, 128, 64, 4, 4), (128, 64, 16, 4, 3), (128, 256, 64, 8, 3),
 )  # fmt: skip
-"""Rows, columns, K of a step, warps, stages."""
+_FEW = (
+    (32, 64, 64, 4, 4), (64, 64, 64, 4, 3), (16, 64, 128, 4, 4), (32, 32, 128, 4, 4), (64, 32, 64, 4, 4),
+    (64, 128, 64, 4, 4), (16, 32, 256, 4, 3),
+)  # fmt: skip
+"""Rows, columns, K of a step, warps, stages: for many rows, and for too few to fill a device with large tiles."""
 
 
 def _power(n: int) -> int:
