@@ -23,7 +23,7 @@ __device__ __forceinline__ uint4 shared16(u32 at) {
 // voxel of a thread's row: neighbours along W for the head, whose classes lie in planes
 __device__ __forceinline__ int voxel(int g, int m, int r) { return UP ? m * 16 + r * 8 + g : 4 * g + 2 * m + r; }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, UP || CHUNKS > 1 ? 2 : 4)
 point(const unsigned short* __restrict__ x, const uint4* __restrict__ packed, int D, int H, int W, i64 xn, i64 xv, int items,
       int classes, const __grid_constant__ Output to, const __grid_constant__ Source source) {
   extern __shared__ unsigned char raw[];
@@ -150,6 +150,7 @@ point(const unsigned short* __restrict__ x, const uint4* __restrict__ packed, in
     }
 #endif
     const int first = tile * 32 + 4 * g;
+    const bool four = first + 3 < voxels && ((to.yw | to.yn | voxels) & 3) == 0 && ((u64)to.y & 15) == 0;
 #pragma unroll
     for (int j = 0; j < TILES * 2; j++) {
       const int k = j / 2 * 8 + quad * 2 + j % 2;
@@ -157,13 +158,13 @@ point(const unsigned short* __restrict__ x, const uint4* __restrict__ packed, in
       const i64 at = n * to.yn + k * to.yw + first;           // yw: from class to class
 #if WIDE
       float* y = (float*)to.y + at;
-      if (first + 3 < voxels && voxels % 4 == 0) store4(y, __float_as_uint(v[j][0]), __float_as_uint(v[j][1]), __float_as_uint(v[j][2]), __float_as_uint(v[j][3]));
+      if (four) store4(y, __float_as_uint(v[j][0]), __float_as_uint(v[j][1]), __float_as_uint(v[j][2]), __float_as_uint(v[j][3]));
       else
         for (int i = 0; i < 4; i++) if (first + i < voxels) y[i] = v[j][i];
 #else
       unsigned short* y = (unsigned short*)to.y + at;
       const u32 lo = half2(v[j][0], v[j][1]), hi = half2(v[j][2], v[j][3]);
-      if (first + 3 < voxels && voxels % 4 == 0) store2(y, lo, hi);
+      if (four) store2(y, lo, hi);
       else
         for (int i = 0; i < 4; i++) if (first + i < voxels) y[i] = (unsigned short)((i < 2 ? lo : hi) >> (i % 2 * 16));
 #endif

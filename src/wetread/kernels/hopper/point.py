@@ -17,7 +17,7 @@ THREADS, CHUNK = 256, 32
 
 def _even(x: Tensor) -> bool:
     """Whether the voxels of [N, D, H, W, C] are evenly spaced."""
-    return x.stride(2) == x.shape[3] * x.stride(3) and x.stride(1) == x.shape[2] * x.stride(2)
+    return bool(x.stride(2) == x.shape[3] * x.stride(3) and x.stride(1) == x.shape[2] * x.stride(2))
 
 
 def _lanes(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _PREPARE: Mapping[str, Callable[[Step, Kernel, Arrays], Launch]] = {
     "gather": launching.prepare_tiled, "taps": launching.prepare_tiled, "planes": launching.prepare_tiled,
     "pairs": launching.prepare_tiled, "march": launching.prepare_tiled, "few": launching.prepare_few,
     "head": launching.prepare_head, "depthwise": launching.prepare_depthwise,
-    "march2": launching.prepare_march2, "first": launching.prepare_first,
+    "march2": launching.prepare_march2, "first": launching.prepare_first, "point": launching.prepare_point,
 }  # fmt: skip
 
 FEW = 16  # input channels below which a product takes all taps as one K
@@ -48,7 +48,9 @@ def conv_kernels(step: Step, program: Program, target: Target) -> list[Kernel]:
         return []
     softmax = bool(step.attributes.get("softmax"))
     if site.head and "residual" not in step.inputs and "sums" not in step.outputs:
-        found = _head(site)
+        plain = step.attributes.get("activation") is None and "scale" not in step.inputs
+        own: list[Kernel] = [{"family": "point"}] if target.hopper and plain and site.point else []
+        found = own + _head(site)
         return found if softmax or site.norm is not None else found + _tiled(site, target)[:4]
     if softmax or site.y.strides[1] != 1:
         return []

@@ -17,7 +17,7 @@ from wetread.engines.cuda.program import Json, Program, Step
 from wetread.errors import EngineError
 from wetread.kernels import launch, weights
 from wetread.kernels.arguments import Epilogue, Family, Norm, Three, Tile
-from wetread.kernels.hopper import first, march, march2
+from wetread.kernels.hopper import first, march, march2, point
 
 Launch = Callable[[], None]
 ALIGNED = 256  # bytes
@@ -289,6 +289,17 @@ def prepare_first(step: Step, kernel: Kernel, at: Arrays) -> Launch:
     return partial(
         first.conv3d_first, last(at.inputs["x"]), packed(step, at, "first", first.pack), last(at.outputs["y"]),
         epilogue_of(step, at),
+    )  # fmt: skip
+
+
+def prepare_point(step: Step, kernel: Kernel, at: Arrays) -> Launch:
+    """Family point: a head on Hopper."""
+    x, given, y = last(at.inputs["x"]), step.attributes.get("norm"), at.outputs["y"]
+    while y.ndim < 5:
+        y = y.unsqueeze(2)
+    return partial(
+        point.head_point, x, packed(step, at, "point", point.pack_head), epilogue_of(step, at).bias, y,
+        None if given is None else norm_of(at, x.shape[-1], given), bool(step.attributes.get("softmax")),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from wetread.engines.cuda.operations.geometry import geometry_of
 from wetread.engines.cuda.program import Json, Program, Step, TensorSpec
 from wetread.kernels.arguments import ACTIVATIONS, Geometry
 from wetread.kernels.candidates import SHARED_BYTES, Chip, Layer
-from wetread.kernels.hopper import first, march, march2, parts
+from wetread.kernels.hopper import first, march, march2, parts, point
 
 EIGHT = (torch.int8, torch.uint8, torch.float8_e4m3fn)
 HALVES = (torch.float16, torch.bfloat16)
@@ -175,6 +175,21 @@ class Site:
         """Whether kernel first takes it: 3×3×3 of one channel."""
         plain = self.hopper and self.geometry.cube and len(self.channels) == 1 and self.norm is None
         return plain and first.applies(self.channels[0], self.weight[0], self.x.torch_dtype)
+
+    @property
+    def point(self) -> bool:
+        """Whether Hopper's kernel takes the head: float16, results in contiguous planes; what follows it aside."""
+        x, y, half = self.x, self.y, torch.float16
+        planes = y.strides[-1] == 1 and even_voxels(y) and boxed(x) and even_voxels(x)
+        kinds = x.torch_dtype == self.operand == half and y.torch_dtype in (half, torch.float32)
+        leaky = self.norm is None or (kernel_activation(self.norm["activation"]) or ("", 0))[0] == "leaky"
+        return (
+            self.head
+            and planes
+            and kinds
+            and leaky
+            and point.applies_head(self.channels[0], self.weight[0], half)
+        )
 
     @property
     def head(self) -> bool:

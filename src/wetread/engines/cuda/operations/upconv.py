@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -22,11 +22,20 @@ from wetread.engines.cuda.operations.base import (
 )  # fmt: skip
 from wetread.engines.cuda.operations.conv import rounded
 from wetread.engines.cuda.operations.geometry import convolve_transposed, geometry_of, last, lifted, rounding
-from wetread.engines.cuda.operations.site import EIGHT, HALVES, channels_inside, kernel_activation, runs
+from wetread.engines.cuda.operations.site import (
+    EIGHT,
+    HALVES,
+    boxed,
+    channels_inside,
+    even_voxels,
+    kernel_activation,
+    runs,
+)
 from wetread.engines.cuda.operations.statistics import along_channels, normalised_narrow, on_load
-from wetread.engines.cuda.program import Program, Shape, Step
+from wetread.engines.cuda.program import Program, Shape, Step, TensorSpec
 from wetread.kernels import launch, weights
 from wetread.kernels.arguments import Three, Tile
+from wetread.kernels.hopper import parts, point
 
 
 class UpConv(Operation):
@@ -90,7 +99,7 @@ class UpConv(Operation):
         # one block of K where the input's norm would be computed anew in each
         bk = max(16, 1 << (c - 1).bit_length()) if c <= 128 else 64
         bk = max(bk, 32 // operand.itemsize)
-        found = list[Kernel]()
+        found = list[Kernel]([{"family": "point"}] if target.hopper and _point(step, specs, operand) else [])
         for rows, bn, taps, warps in (
             (128, 64, 4, 4), (128, 64, 4, 8), (128, 64, 1, 4), (64, 64, 4, 4), (64, 64, 1, 4), (64, 128, 1, 4),
         ):  # fmt: skip
@@ -103,6 +112,12 @@ class UpConv(Operation):
     def prepare(self, step: Step, kernel: Kernel, at: Arrays) -> Callable[[], None]:
         """See `Operation.prepare`."""
         x, given = last(at.inputs["x"]), step.attributes.get("norm")
+        applied = None if given is None else launching.norm_of(at, x.shape[-1], given)
+        if kernel["family"] == "point":
+            held = launching.packed(step, at, "up point", point.pack_up)
+            return partial(
+                point.upconv_point, x, held, last(at.outputs["y"]), launching.epilogue_of(step, at), applied
+            )
         tile = Tile(
             "gather",
             (1, 1, int(kernel["rows"])),
@@ -114,7 +129,7 @@ class UpConv(Operation):
         held = launching.packed(step, at, "up", weights.pack_up, half=at.inputs["x"].dtype == torch.uint8)
         return partial(
             launch.upconv, x, held, last(at.outputs["y"]),
-            launching.epilogue_of(step, at), norm=None if given is None else launching.norm_of(at, x.shape[-1], given),
+            launching.epilogue_of(step, at), norm=applied,
             in_inverse=launching.inverse_of(step), tile=tile, taps=int(kernel["taps"]),
         )  # fmt: skip
 
@@ -136,6 +151,16 @@ def _doubles(step: Step, weight: Shape) -> bool:
         plain and not padded and geometry.stride == geometry.kernel and size[-1] == 2
         and all(k in (1, 2) for k in geometry.kernel)
     )  # fmt: skip
+
+
+def _point(step: Step, specs: Mapping[str, TensorSpec], operand: torch.dtype) -> bool:
+    """Whether Hopper's kernel takes it: float16, 2×2×2, leaky ReLUs."""
+    x, y, weight, norm = specs["x"], specs["y"], specs["weight"].shape, step.attributes.get("norm")
+    applied = [step.attributes.get("activation"), *([] if norm is None else [norm["activation"]])]
+    leaky = all((kernel_activation(a) or ("", 0))[0] == "leaky" for a in applied)
+    placed = boxed(x) and even_voxels(x) and boxed(y) and y.torch_dtype in parts.OUTPUTS
+    half = x.torch_dtype == operand and weight[2:] == (2, 2, 2) and len(x.shape) == 5
+    return leaky and placed and half and point.applies_up(weight[0], weight[1], operand)
 
 
 def _more(step: Step) -> Three:
