@@ -42,12 +42,14 @@ class Resolved:
         constants: weights and folded values, by name.
         tensors: type and shape of every other value, by name; all sizes known.
         opset: version of the standard operators.
+        outputs: names of the values that the network returns.
     """
 
     nodes: tuple[Operation, ...]
     constants: Mapping[str, NDArray[Any]]
     tensors: Mapping[str, TensorEntry]
     opset: int
+    outputs: tuple[str, ...]
 
 
 _MOVES = frozenset(
@@ -86,7 +88,7 @@ def resolve(graph: Graph, window: Sequence[int], batch: int, functions: Collecti
     for node in nodes:
         if node.operator in _MOVES and node.inputs[0] in tensors:
             _check_move(node, tensors, f"{graph.where}: {node.operator} {node.name!r}", batch)
-    return Resolved(nodes, constants, tensors, graph.opset)
+    return Resolved(nodes, constants, tensors, graph.opset, tuple(entry.name for entry in graph.outputs))
 
 
 def _check_move(node: Operation, tensors: Mapping[str, TensorEntry], where: str, batch: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.engines.cuda.lowering import inputs_of, kinds, lowered_step_by_step
-from tests.networks import Builder, unet
+from tests.networks import Builder, classifier, unet
 from wetread.engines.cuda.lower import lower
 from wetread.engines.cuda.program import Program
 from wetread.graph import Graph
@@ -158,6 +158,15 @@ def test_a_quantised_unet(kind: str) -> None:
     eight = "int8" if kind == "int8" else "float8_e4m3fn"
     types = [program.spec(step.inputs["weight"]).dtype for step in program.steps if "weight" in step.inputs]
     assert types == ["float16", eight, eight, eight, eight, "float16"]
+
+
+def test_quantised_products_of_matrices_stay_in_half_precision() -> None:
+    graph, window = Graph(classifier()), (8, 8, 8)
+    image = inputs_of(graph, window, 1)["image"][0].astype(np.float32)
+    quantised, _ = quantise(graph, observe(graph, [CalibrationWindow("case", image)]), calibrator="minmax")
+    program = lowered_step_by_step(quantised, window, 1, "int8", 5e-2)
+    product = next(step for step in program.steps if step.op == "matmul")
+    assert {program.spec(name).dtype for name in product.inputs.values()} <= {"float16", "float32"}
 
 
 def test_statistics_that_no_convolution_takes() -> None:

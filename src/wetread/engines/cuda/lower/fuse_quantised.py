@@ -3,8 +3,9 @@
 A graph says what is rounded by pairs of quantise and dequantise nodes. A layer that reads a dequantised tensor and
 has a weight that is stored in eight bits reads both in eight bits; its scale is the product of theirs.
 
-In two places a program rounds less than its graph: layers of a few input channels, and heads behind a norm. Both are
-bound by memory, so that eight bits would cost digits and a pass of their own, and gain nothing.
+In three places a program rounds less than its graph: layers of a few input channels and heads behind a norm, which
+are bound by memory, so that eight bits would cost digits and a pass of their own and gain nothing; and matrix products,
+which are fused in half precision (`quantised.unrounded_products`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from wetread.engines.cuda.lower import handlers
 from wetread.engines.cuda.lower.edit import rename
 from wetread.engines.cuda.lower.lowering import ACTIVATIONS, HANDLERS, Lowering, Stored
 from wetread.engines.cuda.lower.passes import passes
+from wetread.engines.cuda.lower.quantised import unrounded_products
 from wetread.engines.cuda.program import Program, TensorSpec, channels_last, row_major
 from wetread.errors import EngineError
 from wetread.graph import Graph
@@ -56,7 +57,7 @@ def trace(
         raise EngineError(f"there is no precision {precision!r}", todo=f"use one of {', '.join(ACTIVATIONS)}")
     handlers.load()
     functions = [name.split(".", 1)[1] for name in HANDLERS if name.startswith("wetread.")]
-    resolved = resolve(graph, window, batch, functions)
+    resolved = unrounded_products(resolve(graph, window, batch, functions))
     d, h, w = (int(size) for size in window)
     program = Program((d, h, w), batch, precision)
     program.inputs = tuple(entry.name for entry in graph.inputs)

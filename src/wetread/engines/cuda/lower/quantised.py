@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,49 @@ from numpy.typing import NDArray
 
 from wetread.engines.cuda.lower.lowering import Lowering, Stored, handles
 from wetread.graph.plain import Operation
+from wetread.graph.resolve import Resolved
 
 TYPES = ("int8", "uint8", "float8_e4m3fn")
+
+
+_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+
+
+def unrounded_products(resolved: Resolved) -> Resolved:
+    """Lets matrix products read what was rounded for them as it was before: they are computed in half precision.
+
+    So attention and the linear layers around it are fused as they are in a network without roundings.
+    """
+    makers = {name: node for node in resolved.nodes for name in node.outputs}
+    readers: dict[str, list[Operation]] = {}
+    for node in resolved.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+
+    def product(node: Operation, name: str) -> bool:
+        """Whether a node that reads a value is a product, or moves it to products alone."""
+        if node.operator in ("MatMul", "Gemm"):
+            return node.inputs[1] != name
+        after = readers.get(node.outputs[0], [])
+        return node.operator in _MOVES and bool(after) and all(product(n, node.outputs[0]) for n in after)
+
+    def source(node: Operation, name: str) -> str:
+        """What a node reads instead of a value."""
+        back = makers.get(name)
+        rounded = (
+            makers.get(back.inputs[0]) if back is not None and back.operator == "DequantizeLinear" else None
+        )
+        if rounded is None or rounded.operator != "QuantizeLinear" or not product(node, name):
+            return name
+        return rounded.inputs[0]
+
+    nodes = [
+        replace(node, inputs=tuple(source(node, name) for name in node.inputs)) for node in resolved.nodes
+    ]
+    for operator in ("DequantizeLinear", "QuantizeLinear"):
+        read = {name for node in nodes for name in node.inputs} | set(resolved.outputs)
+        nodes = [node for node in nodes if node.operator != operator or node.outputs[0] in read]
+    return replace(resolved, nodes=tuple(nodes))
 
 
 @handles("QuantizeLinear")
