@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests import networks
 from tests.engines.cuda.lowering import lowered_step_by_step
+from wetread.engines.cuda.lower.passes import passes
 from wetread.graph import Graph
 
 pytestmark = pytest.mark.peer
@@ -26,6 +29,12 @@ def test_a_unet(precision: str, batch: int) -> None:
 def test_a_classifier(maps: bool) -> None:
     graph = Graph(networks.classifier(maps=maps))
     lowered_step_by_step(graph, (8, 8, 12), 2, "float32", TOLERANCES["float32"])
+
+
+def test_the_page_lists_the_passes_in_their_order() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "cuda-lowering.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][1:]
+    assert [name for row in rows for name in row.split(", ")] == [name for name, _ in passes({})]
 
 
 def test_eight_bits() -> None:
