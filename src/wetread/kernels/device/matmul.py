@@ -13,6 +13,23 @@ def sigmoid(y):
 
 
 @triton.jit
+def gelu(y):
+    """y · Φ(y), within 7e-7 of it: Φ(−a) = exp2 of a polynomial in a, fitted up to 5.5 (Φ is 2e-8 there).
+
+    A third of the instructions of the library's erf, which bound layers of few features.
+    """
+    a = tl.minimum(tl.abs(y), 5.5)
+    p = -1.9212345705454936e-06 * a + 6.328849849523976e-05
+    p = p * a - 0.00094342086231336
+    p = p * a + 0.008556271903216839
+    p = p * a - 0.05405228212475777
+    p = p * a - 0.4583817720413208
+    p = p * a - 1.1512783765792847
+    tail = tl.exp2(p * a - 0.9999938607215881)
+    return y * tl.where(y > 0, 1.0 - tail, tail)
+
+
+@triton.jit
 def act(y, NAME: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr):
     """An activation by name, in float32; P0 and P1 are its parameters."""
     if NAME == "relu":
@@ -20,7 +37,7 @@ def act(y, NAME: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr):
     elif NAME == "leaky":
         y = tl.where(y > 0, y, y * P0)
     elif NAME == "gelu":
-        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+        y = gelu(y)
     elif NAME == "gelu_tanh":
         inner = 0.7978845608028654 * (y + 0.044715 * y * y * y)
         y = y * sigmoid(2.0 * inner)
