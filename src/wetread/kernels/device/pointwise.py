@@ -13,13 +13,10 @@ def offset_of(e, SIZES: tl.constexpr, STRIDES: tl.constexpr, OPERAND: tl.constex
     rest = e
     RANK: tl.constexpr = len(SIZES)
     for i in tl.static_range(RANK - 1):
-        size: tl.constexpr = SIZES[RANK - 1 - i]
-        stride: tl.constexpr = STRIDES[OPERAND][RANK - 1 - i]
-        if stride != 0:
-            at += rest % size * stride
-        rest = rest // size
-    first: tl.constexpr = STRIDES[OPERAND][0]
-    return at + rest * first
+        if STRIDES[OPERAND][RANK - 1 - i] != 0:
+            at += rest % SIZES[RANK - 1 - i] * STRIDES[OPERAND][RANK - 1 - i]
+        rest = rest // SIZES[RANK - 1 - i]
+    return at + rest * STRIDES[OPERAND][0]
 
 
 @triton.jit

@@ -48,6 +48,12 @@ def by_table(
     tl.store(y_ptr + n * yn + to[:, None] + cols[None, :], narrow(acc, inverse, OUT), mask=mask)
 
 
+@triton.constexpr_function
+def share(neighbour):
+    """What the voxel itself (1) and a neighbour (0, 2) give to a voxel of twice the resolution, along one axis."""
+    return 0.75 if neighbour == 1 else 0.25
+
+
 @triton.jit
 def double(
     x_ptr, y_ptr, r_ptr, sums_ptr, inverse,
@@ -87,12 +93,7 @@ def double(
                     for o in tl.static_range(8):
                         # a neighbour on the other side of an output voxel has no share in it
                         if i != 2 - 2 * (o // 4) and j != 2 - 2 * (o // 2 % 2) and k != 2 - 2 * (o % 2):
-                            f: tl.constexpr = (
-                                (0.75 if i == 1 else 0.25)
-                                * (0.75 if j == 1 else 0.25)
-                                * (0.75 if k == 1 else 0.25)
-                            )
-                            ys = put(ys, o, ys[o] + v * f)
+                            ys = put(ys, o, ys[o] + v * (share(i) * share(j) * share(k)))
     else:
         at = d.to(tl.int64) * xd + h.to(tl.int64) * xh + w * xw
         v = tl.load(x_ptr + n * xn + at[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)

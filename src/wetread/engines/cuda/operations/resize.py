@@ -283,9 +283,7 @@ def device_table(
 
     def make() -> tuple[Tensor, Tensor]:
         index, weight = table(axis, how)
-        if device.type != "meta":
-            weight = weight.to(device)
-        return index.to(device), weight
+        return index.to(device), weight.to(device)
 
     made: tuple[Tensor, Tensor] = at.packs.get(key, make)
     return made
