@@ -165,8 +165,14 @@ def attention(b: networks.Builder, form: int) -> str:
     if form == 0:
         s = b.add("Mul", [b.add("Einsum", ["x", k], equation="blxd,blyd->blxy"), number(b, 0.35)])
     else:
-        s = b.add("MatMul", [q, b.add("Transpose", [k], perm=[0, 1, 3, 2])])
-    if form >= 2:
+        perm = [0, 1, 3, 2]
+        if form == 4:  # tokens before heads, as a projection leaves them: two transpositions in one
+            k, perm = (
+                b.add("Reshape", [k, b.constant(np.array([6, 5, 2, 4], np.int64), "tokens")]),
+                [0, 2, 3, 1],
+            )
+        s = b.add("MatMul", [q, b.add("Transpose", [k], perm=perm)])
+    if 2 <= form <= 3:
         s = b.add("Add", [s, b.constant(b.rng.standard_normal((1, 2, 5, 5)).astype(np.float32), "bias")])
     if form == 3:
         mask = b.constant((-100 * (b.rng.random((1, 3, 1, 5, 5)) > 0.7)).astype(np.float32), "mask")
@@ -179,7 +185,13 @@ def attention(b: networks.Builder, form: int) -> str:
 
 @pytest.mark.parametrize(
     ("form", "name"),
-    [(0, "Attention"), (1, "Attention"), (2, "WindowAttention"), (3, "ShiftedWindowAttention")],
+    [
+        (0, "Attention"),
+        (1, "Attention"),
+        (2, "WindowAttention"),
+        (3, "ShiftedWindowAttention"),
+        (4, "Attention"),
+    ],
 )
 def test_attention(form: int, name: str) -> None:
     b = networks.Builder()

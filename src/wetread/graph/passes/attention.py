@@ -18,10 +18,11 @@ from wetread.graph.passes.network import Network, attribute, ints, producer, sha
 
 @dataclass
 class _Scores:
-    """What stands before a softmax."""
+    """What stands before a softmax; `turn` are the axes of k that make it (batch, heads, tokens, features)."""
 
     q: ir.Value
     k: ir.Value
+    turn: tuple[int, ...] = (0, 1, 2, 3)
     scale: float = 1.0
     bias: ir.Value | None = None
     mask: ir.Value | None = None
@@ -54,7 +55,12 @@ class AttentionPass(Pass):
     ) -> None:
         last, v = product
         kind = np.dtype(np.float32) if v.dtype is None else np.dtype(v.dtype.numpy())
-        inputs: list[ir.Value | None] = [scores.q, scores.k, v]
+        k = scores.k
+        if scores.turn != (0, 1, 2, 3):  # the exporter has made one of two transpositions
+            k = network.insert(last, "Transpose", [k], {"perm": list(scores.turn)}).outputs[0]
+            k.shape = ir.Shape([(shape(scores.k) or ())[i] for i in scores.turn])
+            k.type = scores.k.type
+        inputs: list[ir.Value | None] = [scores.q, k, v]
         inputs.append(network.weight(np.array(scores.scale, kind), f"{node.name}.scale"))
         name = "Attention"
         if scores.mask is not None:
@@ -135,6 +141,7 @@ def _multiplied(value: ir.Value | None) -> _Scores | None:
     if node is None or node.inputs[0] is None or node.inputs[1] is None:
         return None
     q, k = node.inputs[0], node.inputs[1]
+    turn = [0, 1, 2, 3]
     if node.op_type == "Einsum":
         if not _equation(node, "abxd,abyd->abxy"):
             return None
@@ -143,8 +150,10 @@ def _multiplied(value: ir.Value | None) -> _Scores | None:
         if scaled is not None:
             k, scale = scaled[0], scale * scaled[1]
         turned = producer(k, "Transpose")
-        if turned is None or attribute(turned, "perm", None) != [0, 1, 3, 2] or turned.inputs[0] is None:
+        turn = list(attribute(turned, "perm", None) or ()) if turned is not None else []
+        if turned is None or len(turn) != 4 or turned.inputs[0] is None:
             return None
+        turn[2:] = turn[:1:-1]
         k = turned.inputs[0]
     scaled_q, scaled_k = times(q), times(k)
     if scaled_q is not None:
@@ -153,4 +162,4 @@ def _multiplied(value: ir.Value | None) -> _Scores | None:
         k, scale = scaled_k[0], scale * scaled_k[1]
     if len(shape(q) or ()) != 4 or len(shape(k) or ()) != 4:
         return None
-    return _Scores(q, k, scale)
+    return _Scores(q, k, tuple(turn), scale)
