@@ -17,7 +17,7 @@ from wetread.engines.cuda.operations import Target  # noqa: E402
 from wetread.engines.cuda.plan import Plan  # noqa: E402
 from wetread.engines.cuda.program import Step, TensorSpec, sums_spec  # noqa: E402
 from wetread.engines.cuda.trial import Trial, WrongResultError, tolerance  # noqa: E402
-from wetread.engines.cuda.tuner import Options, step_table, table_text, target, tune  # noqa: E402
+from wetread.engines.cuda.tuner import Options, compile_many, step_table, table_text, target, tune  # noqa: E402
 
 pytestmark = pytest.mark.peer
 INTERPRETED = Target(interpreted=True)
@@ -165,6 +165,25 @@ def test_hints_restrict_the_candidates(affine, tmp_path):
     # nothing is known of it: all are timed
     _, clock, _ = tuned(affine, programs.in_place(), offered=("right", "slow"), hints=newer)
     assert set(clock.calls) == {"right", "slow", "library"}
+
+
+def test_several_programs_compile_side_by_side(affine, monkeypatch):
+    """Each problem once, and what failed there is not run by the tuner."""
+    sent = []
+
+    def compile_all(program, jobs, device, processes, log):
+        sent.append((len(program.steps), sorted(jobs), processes))
+        return {key: "ValueError: no" for key in jobs if "slow" in key}
+
+    monkeypatch.setattr("wetread.engines.cuda.tuner.compile_all", compile_all)
+    affine.offered = ["right", "slow"]
+    wide, deep = programs.chain((4, 4)), programs.chain((4, 4, 4), window=(4, 4, 4))
+    failed = compile_many([wide, deep, wide], INTERPRETED, Options(processes=8), "cpu")
+    assert [(steps, len(jobs)) for steps, jobs, _ in sorted(sent)] == [(2, 0), (2, 2), (3, 2)]
+    assert sum(count for _, jobs, count in sent if jobs) == 8 and len(failed) == 2
+    clock = FakeClock(affine, {"slow": 0.1})
+    chosen = tune(wide, INTERPRETED, Options(clock=clock, compiled=failed))
+    assert families(chosen) == ["right", "right"] and "slow" not in clock.calls
 
 
 def test_old_devices_take_the_library_and_time_nothing(affine):
