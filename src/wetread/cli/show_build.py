@@ -122,7 +122,9 @@ def _steps(console: Console, steps: Sequence[Mapping[str, Any]], every: bool) ->
         for step in steps:
             table.add_row(*(escape(step[key]) for key in ("name", "type", "precision", "kernel")))
     else:
-        counts = Counter((step["type"], step["precision"], step["kernel"].split(" ")[0]) for step in steps)
+        counts = Counter(
+            (step["type"], step["precision"], step["kernel"].split(" ")[0].strip(",")) for step in steps
+        )
         for (kind, precision, family), count in counts.items():
             table.add_row(str(count), escape(kind), precision, escape(family))
     console.print(table)

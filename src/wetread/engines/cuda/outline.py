@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wetread.engines.base import LayerRun
 from wetread.engines.common import Shape3, check_window
-from wetread.engines.cuda.layers import kernel_text, layers_of
+from wetread.engines.cuda.layers import layers_of
 from wetread.engines.cuda.making import PRECISIONS, Network, lowered
 from wetread.engines.cuda.operations import Target, operation
 from wetread.engines.cuda.plan import SUFFIX, Plan
@@ -102,13 +102,10 @@ def _outline(plan: Plan, path: Path | None) -> Outline:
 
 
 def _choices(program: Program) -> tuple[LayerRun, ...]:
-    """The steps with how many kernels there are to choose from on an H200, and the likeliest."""
+    """The steps with the family of the kernel that an H200 would try first, and how many kernels there are."""
     layers = []
     for step, layer in zip(program.steps, layers_of(program), strict=True):
         kernels = operation(step.op).kernels(step, program, H200)
-        if kernels:
-            more = f", {len(kernels) - 1} more" if len(kernels) > 1 else ""
-            layers.append(replace(layer, kernel=f"{kernel_text(kernels[0])}{more}"))
-        else:
-            layers.append(layer)
+        count, family = len(kernels), str(kernels[0].get("family", "own")) if kernels else layer.kernel
+        layers.append(replace(layer, kernel=f"{family}, first of {count}" if count > 1 else family))
     return tuple(layers)
