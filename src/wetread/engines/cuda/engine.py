@@ -177,12 +177,13 @@ class CudaEngine(Closing):
             self._notice(
                 "PLAN_BUILT",
                 f"a plan of windows of {shape}, {batch} at once, in {self.info.precision} is made for "
-                f"{self._device.name}; the gate has to be run with it",
+                f"{self._device.name}, where its kernels are timed (minutes, the first time); the gate has to be run "
+                "with it",
                 self._network.where,
             )
         plan = make_plan(
             self._network, shape, batch, self.info.precision, self._device,
-            cache=_timings(),
+            cache=_timings(), quick=shape != self._known_window(),
             provenance=self._provenance(shape, batch),
         )  # fmt: skip
         level = logging.INFO if self._package is None else logging.WARNING

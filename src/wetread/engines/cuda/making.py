@@ -70,6 +70,7 @@ def make_plan(
     device: Device,
     *,
     cache: Path | None = None,
+    quick: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Lowers a network for windows of one shape, chooses its kernels on the device, and places it.
@@ -81,6 +82,8 @@ def make_plan(
         precision: what it computes in.
         device: where kernels are timed; on the processor there is nothing to choose.
         cache: file of measured times; None keeps none.
+        quick: where similar steps were timed before (another window, driver or version), only the best of theirs
+            are timed.
         provenance: goes into the plan.
 
     Raises:
@@ -90,7 +93,7 @@ def make_plan(
     program = lowered(network, shape, batch, precision)
     if device.gpu:
         known = TimingCache(cache, stamp(device.torch))
-        options = Options(cache=known, log=LOG.info)
+        options = Options(cache=known, quick=quick, log=LOG.info)
         with CAPTURE, device.guard.watch("the plan could not be tuned"), torch.cuda.device(device.torch):
             program = tune(program, device.target, options, device.torch)
     return Plan.make(program, provenance)
