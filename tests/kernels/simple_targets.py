@@ -45,6 +45,7 @@ def every_instruction():
 
 def main(arch: int) -> None:
     window = {**axes("K", 3), **axes("S", 2), **axes("L", 1), **axes("P", 1), **axes("E", 1), "COUNT": False}
+    box = {"TD": 2, "TH": 4, "TW": 8}
     half = {"OUT": KINDS["fp16"], "BC": 32, "PDL": False}
     parts = {"MAX": True, "BV": 64, "BC": 32, "PDL": False}
     build(pool.pool_parts, parts, arch, TABLES, "fp16")
@@ -52,7 +53,7 @@ def main(arch: int) -> None:
     build(resize.double, {**FINISH, **half, "LINEAR": False, "BV": 32}, arch, TABLES, "fp16")
     for kind in ("fp16", "i8", *(["fp8e4nv"] if arch >= 89 else [])):
         out = {"OUT": KINDS[kind], "BC": 32, "PDL": False}
-        build(pool.pool, {**window, **out, "MAX": kind == "i8", "BV": 32}, arch, {}, kind)
+        build(pool.pool, {**window, **out, "MAX": kind == "i8", **box}, arch, {}, kind)
         build(resize.by_table, {**FINISH, **out, **axes("T", 2), "BV": 32}, arch, TABLES, kind)
         build(resize.double, {**FINISH, **out, "LINEAR": True, "BV": 32}, arch, TABLES, kind)
     chain = {"CODE": every_instruction(), "INPUTS": 2, "SIZES": (2, 640, 32), "WIDE": False, "BLOCK": 1024}

@@ -38,7 +38,7 @@ def _block(channels: int) -> int:
 
 def pool(
     x: Tensor, out: Tensor, window: Window, *, largest: bool, count_pads: bool = False, inverse: float = 1.0,
-    rows: int = 32, warps: int = 4,
+    box: Three = (1, 1, 32), warps: int = 4,
 ) -> None:  # fmt: skip
     """Pooling over windows.
 
@@ -49,7 +49,7 @@ def pool(
         largest: maxima, else means.
         count_pads: the window's zeros count in means.
         inverse: an 8-bit out holds the result times it.
-        rows: voxels of a program, a power of two.
+        box: windows of a program along D, H, W, powers of two.
         warps: of a program.
     """
     from wetread.kernels.device.pool import pool as kernel
@@ -59,9 +59,11 @@ def pool(
     n, c, *size = out.shape
     bc = _block(c)
     steps = [t.stride(i) for t in (x, out) for i in (0, 2, 3, 4)]
-    kernel[(-(-math.prod(size) // rows), n, -(-c // bc))](
+    tiles = math.prod(-(-s // b) for s, b in zip(size, box, strict=True))
+    kernel[(tiles, n, -(-c // bc))](
         x, out, inverse, *x.shape[2:], *size, *steps, c, *window.kernel, *window.stride, *window.dilation, *window.pads,
-        MAX=largest, COUNT=count_pads, BV=rows, BC=bc, OUT=triton_type(out.dtype), **overlapped(), num_warps=warps,
+        MAX=largest, COUNT=count_pads, TD=box[0], TH=box[1], TW=box[2], BC=bc, OUT=triton_type(out.dtype),
+        **overlapped(), num_warps=warps,
     )  # fmt: skip
 
 

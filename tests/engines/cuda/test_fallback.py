@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,6 +15,7 @@ from tests.engines.cuda.node_tests import absent_type, cases, check, steps_of  #
 from wetread.engines.cuda.lower.listing import markdown  # noqa: E402
 from wetread.engines.cuda.operations import operation  # noqa: E402
 from wetread.engines.cuda.operations.fallback import OPERATORS  # noqa: E402
+from wetread.engines.cuda.operations.fallback.registry import Call  # noqa: E402
 
 pytestmark = pytest.mark.peer
 
@@ -77,3 +79,28 @@ def test_the_list_of_operators_is_that_of_the_code():
     assert page.read_text() == markdown(), (
         "run python -m wetread.engines.cuda.lower.listing > docs/cuda-operators.md"
     )
+
+
+@pytest.mark.parametrize("name", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_softmax_of_older_operator_sets(name):
+    """Up to 12 they run over all axes from one on, as if these were one; the default is the second."""
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    call = Call(name, {}, 12)
+    expected = {"Softmax": x.flatten(1).softmax(1), "LogSoftmax": x.flatten(1).log_softmax(1)}
+    hard = torch.nn.functional.one_hot(x.flatten(1).argmax(1), 20).float()
+    torch.testing.assert_close(OPERATORS[name].run(call, x), expected.get(name, hard).reshape(x.shape))
+
+
+def test_uint64_beyond_int64():
+    """Torch computes with no uint64: they are held as int64, and compared and divided as what they are."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2**64, 1000, np.uint64, endpoint=False) for _ in range(2))
+    b[::3] >>= np.uint64(40)
+    x, y = (torch.from_numpy(v).view(torch.int64) for v in (a, b))
+    for name, expected in {
+        "Less": a < b, "GreaterOrEqual": a >= b, "Max": np.maximum(a, b), "Min": np.minimum(a, b), "Div": a // b,
+        "Mod": a % b, "Add": a + b, "Mul": a * b,
+    }.items():  # fmt: skip
+        found = OPERATORS[name].run(Call(name, {}, 20, unsigned=True), x, y)
+        found = found.numpy() if found.dtype == torch.bool else found.numpy().view(np.uint64)
+        assert np.array_equal(found, expected), name

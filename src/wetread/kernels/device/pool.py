@@ -30,18 +30,25 @@ def pool(
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr, PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     ED: tl.constexpr, EH: tl.constexpr, EW: tl.constexpr, MAX: tl.constexpr, COUNT: tl.constexpr,
-    BV: tl.constexpr, BC: tl.constexpr, OUT: tl.constexpr, PDL: tl.constexpr,
+    TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, OUT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Kernel K, strides S, dilations L, zeros before P and after E; COUNT: these zeros count in averages."""
+    """Kernel K, strides S, dilations L, zeros before P and after E; COUNT: these zeros count in averages.
+
+    A program has a box T of windows, which share voxels that stay in the multiprocessor's cache.
+    """
     after_previous(PDL)
+    BV: tl.constexpr = TD * TH * TW
     n = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BV + tl.arange(0, BV)
+    tile = tl.program_id(0)
+    rows = tl.arange(0, BV)
     cols = tl.program_id(2) * BC + tl.arange(0, BC)
     cols_ok = cols < C
-    rows_ok = rows < DO * HO * WO
-    w = rows % WO
-    h = (rows // WO) % HO
-    d = rows // (WO * HO)
+    nw = tl.cdiv(WO, TW)
+    nh = tl.cdiv(HO, TH)
+    w = tile % nw * TW + rows % TW
+    h = tile // nw % nh * TH + rows // TW % TH
+    d = tile // (nw * nh) * TD + rows // (TW * TH)
+    rows_ok = (d < DO) & (h < HO) & (w < WO)
     acc = tl.full((BV, BC), float("-inf") if MAX else 0.0, tl.float32)
     counted = tl.zeros((BV,), tl.float32)
     for tap in range(KD * KH * KW):

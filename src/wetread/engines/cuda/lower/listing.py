@@ -17,7 +17,7 @@ _HEAD = """\
 
 This page is written from the code by `python -m wetread.engines.cuda.lower.listing`; a test holds it to that.
 
-The engine takes networks of ONNX's operator sets 13 to 25. An operator is run in one of two ways, and any other is
+The engine takes networks of ONNX's operator sets 11 to 25. An operator is run in one of two ways, and any other is
 refused by name when the engine is built (`UnsupportedOperatorError`: the operator, the node and what to do). So is one
 whose result's shape hangs on values of the network's input, such as NonZero, Unique or Compress, and so are control
 flow, sequences, strings and random numbers. `wetread inspect` shows for each step of a plan which way it runs.

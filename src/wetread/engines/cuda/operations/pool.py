@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import ClassVar, cast
 
 import torch
 
@@ -156,8 +157,15 @@ class Pool(Operation):
                 for rows, warps in ((32, 4), (128, 4), (256, 8))
             ]
         return [
-            {"family": "pool", "rows": rows, "warps": warps}
-            for rows, warps in ((32, 4), (64, 4), (16, 2), (128, 8))
+            {"family": "pool", "box": list(box), "warps": warps}
+            for box, warps in (
+                ((2, 4, 8), 4),
+                ((1, 4, 8), 4),
+                ((1, 1, 32), 4),
+                ((2, 4, 8), 8),
+                ((4, 4, 8), 8),
+                ((1, 2, 8), 2),
+            )
         ]
 
     def scratch_bytes(self, step: Step, program: Program, kernel: Kernel | None) -> int:
@@ -174,18 +182,25 @@ class Pool(Operation):
         from wetread.kernels import pool
 
         x, y, a = at.inputs["x"], at.outputs["y"], step.attributes
-        tile: dict[str, Any] = {
-            "rows": int(kernel["rows"]),
-            "warps": int(kernel["warps"]),
-            "inverse": float(a.get("inverse", 1.0)),
-        }
+        inverse, warps = float(a.get("inverse", 1.0)), int(kernel["warps"])
         largest = str(a["mode"]).endswith("max")
         if kernel["family"] == "global":
-            scratch = at.scratch
-            return lambda: pool.global_pool(x, y, scratch, largest=largest, **tile)
+            return partial(
+                pool.global_pool,
+                x,
+                y,
+                at.scratch,
+                largest=largest,
+                inverse=inverse,
+                rows=int(kernel["rows"]),
+                warps=warps,
+            )
         window = pool.Window(*(tuple(map(int, a[k])) for k in ("kernel", "stride", "dilation", "pads")))
-        count = bool(a.get("count_include_pad", False))
-        return lambda: pool.pool(x, y, window, largest=largest, count_pads=count, **tile)
+        d, h, w = map(int, kernel["box"])
+        return partial(
+            pool.pool, x, y, window, largest=largest, count_pads=bool(a.get("count_include_pad", False)),
+            inverse=inverse, box=(d, h, w), warps=warps,
+        )  # fmt: skip
 
     def work(self, step: Step, program: Program) -> Work:
         """One operation for each voxel of each window, and each tensor once across the bus."""

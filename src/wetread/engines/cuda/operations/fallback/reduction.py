@@ -104,19 +104,28 @@ def arg_extreme(call: Call, x: Tensor) -> Tensor:
     return torch.where(hit, places, x.shape[axis]).amin(axis, keepdim=keep).clamp(max=x.shape[axis] - 1)
 
 
+def _flat(call: Call, x: Tensor) -> tuple[Tensor, int]:
+    """Input and axis that an operator runs along: before operator set 13, all axes from one on as a single one."""
+    if call.opset >= 13:
+        return x, int(call.get("axis", -1)) % x.ndim
+    first = int(call.get("axis", 1)) % x.ndim
+    return x.flatten(first), first
+
+
 @operator("Softmax", "LogSoftmax")
 def softmax(call: Call, x: Tensor) -> Tensor:
     """Exponentials over their sum along an axis, or the logarithm of it."""
-    axis = int(call.get("axis", -1))
-    return x.softmax(axis) if call.operator == "Softmax" else x.log_softmax(axis)
+    flat, axis = _flat(call, x)
+    return (flat.softmax(axis) if call.operator == "Softmax" else flat.log_softmax(axis)).reshape(x.shape)
 
 
 @operator("Hardmax", types="own")
 def hardmax(call: Call, x: Tensor) -> Tensor:
     """One at the first largest along an axis, else zero."""
-    axis = int(call.get("axis", -1)) % x.ndim
-    place = arg_extreme(Call("ArgMax", {"axis": axis}, call.opset), x)
-    return (along(axis, torch.arange(x.shape[axis], device=x.device), x.ndim) == place).to(x.dtype)
+    flat, axis = _flat(call, x)
+    place = arg_extreme(Call("ArgMax", {"axis": axis}, call.opset), flat)
+    steps = along(axis, torch.arange(flat.shape[axis], device=x.device), flat.ndim)
+    return (steps == place).to(x.dtype).reshape(x.shape)
 
 
 @operator("CumSum", "CumProd", known=(1,))

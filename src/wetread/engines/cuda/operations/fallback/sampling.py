@@ -163,12 +163,15 @@ def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     mode = {"bilinear": "linear", "bicubic": "cubic"}.get(
         call.get("mode", "linear"), call.get("mode", "linear")
     )
-    corners = bool(call.get("align_corners", 0))
+    corners, padding = bool(call.get("align_corners", 0)), str(call.get("padding_mode", "zeros"))
+    if x.ndim == 4 or (x.ndim == 5 and mode != "cubic"):
+        names = {"linear": "bilinear", "cubic": "bicubic", "nearest": "nearest"}
+        return F.grid_sample(x, grid.to(x.dtype), names[str(mode)], padding, corners)
     places = []
     for i, size in enumerate(x.shape[2:]):
         at = grid[..., x.ndim - 3 - i].to(x.dtype)
         places.append((at + 1) / 2 * (size - 1) if corners else ((at + 1) * size - 1) / 2)
-    return sampled(x, places, str(mode), str(call.get("padding_mode", "zeros")), corners)
+    return sampled(x, places, str(mode), padding, corners)
 
 
 @operator("DeformConv")
