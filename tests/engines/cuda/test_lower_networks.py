@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import wetread
 from tests.engines.cuda.lowering import inputs_of, kinds, lowered_step_by_step
 from tests.networks import Builder, classifier, unet
 from wetread.engines.cuda.lower import lower
@@ -59,6 +61,32 @@ def test_norms_go_into_the_convolution_that_reads_them() -> None:
     program = lower(graph, LARGE, 1, "float16")
     assert kinds(program) == ["conv", "conv", "upconv", "conv", "conv"]
     assert named(program, "sums") == ["conv", "upconv", "conv"]
+
+
+def test_the_embedded_network() -> None:
+    """Every ReLU and residual of the package's network is part of a convolution; all concats are written in place."""
+    graph = Graph.load(Path(wetread.__file__).parent / "packages" / "lung-nodule" / "1.0.0" / "model.onnx")
+    window = tuple(int(size or 0) for size in graph.inputs[0].shape[2:])
+    program = lower(graph, window, 1, "float16")
+    assert Counter(kinds(program)) == {"conv": 20, "upconv": 4}
+    assert named(program, "residual") == ["conv"] * 4
+
+
+def test_steps_of_a_whole_window() -> None:
+    """nnU-Net's widths at 128³: no norm is a step of its own but those of skips and of 128 channels."""
+    program = lower(Graph(unet(features=(32, 64, 128, 256, 320, 320))), (128, 128, 128), 1, "float16")
+    found = Counter(kinds(program))
+    assert (
+        found["conv_norm"] == 8
+        and found["upconv"] == 5
+        and set(found) == {"conv", "conv_norm", "norm", "upconv"}
+    )
+    loads = [
+        step.op
+        for step in program.steps
+        if step.op != "conv_norm" and step.attributes.get("norm") is not None
+    ]
+    assert loads.count("upconv") == 2 and loads.count("conv") == 2  # a second layer, the head
 
 
 def group_norm(b: Builder, x: str, channels: int, groups: int) -> str:
