@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wetread.kernels.device import attention, matmul, rows
+from wetread.kernels.device import attention, matmul, mlp, rows
 
 KINDS = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "i8": tl.int8, "fp8e4nv": tl.float8e4nv}
 FLOATS = {"inverse", "eps", "scale", "apart"}
@@ -43,9 +43,19 @@ def linear(arch, kind):
     build(matmul.linear, constants, arch, pointers, kind)
 
 
+def two_layers(arch, kind):
+    constants = {
+        "K": 48, "H": 192, "FLAT": True, "RESIDUAL": True, "NORM": True, "BIAS1": True, "BIAS2": True, "NAME": "gelu",
+        "A0": 0.0, "A1": 0.0, "BM": 64, "BK": 64, "BH": 32, "BN": 64, "OUT": KINDS[kind], "PDL": False,
+    }  # fmt: skip
+    build(mlp.mlp, constants, arch, {"bias1": "fp32", "bias2": "fp32"}, kind)
+
+
 def main(arch: int) -> None:
     for kind in ("fp16", "bf16", "fp32", "i8", *(("fp8e4nv",) if arch >= 89 else ())):
         linear(arch, kind)
+    for kind in ("fp16", "bf16"):
+        two_layers(arch, kind)
     for kind in ("fp16", "bf16", "fp32"):
         pointers = {"fill": "fp32", "regions": "i32"}
         windows = {"PD": 49, "PH": 49, "PW": 49, "SH0": 3, "SH1": 3, "SH2": 3, "S0": 7, "S1": 7, "S2": 7}

@@ -109,6 +109,18 @@ def test_a_vision_transformer_is_native(precision):
     assert "softmax" not in ops
 
 
+def test_two_linear_layers_of_few_features_are_one_step(monkeypatch):
+    from wetread.engines.cuda.lower import fuse_mlp
+
+    monkeypatch.setattr(fuse_mlp, "MANY", 100)
+    graph, window = swin()
+    program = compare(graph, window, "float16")
+    joined = [step for step in program.steps if step.op == "mlp"]
+    assert len(joined) == 2
+    assert all({"gamma", "bias1", "bias2", "residual"} <= set(step.inputs) for step in joined)
+    assert sum(step.op == "matmul" for step in program.steps) == 6
+
+
 def test_norms_before_linear_layers_are_part_of_them():
     graph, window = swin()
     program = lower(graph, window, 1, "float16")

@@ -121,6 +121,26 @@ def test_a_patch_embedding_of_one_channel_has_a_small_k():
     check(one, exact, "float16")
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_two_linear_layers_in_one(norm):
+    """All own kernels: one program for both layers, and both layers one after the other."""
+    m, k, h, n, dtype = 75, 48, 80, 24, "float16"
+    a, r = rand(m, k, dtype=dtype), rand(m, n, seed=1, dtype=dtype)
+    w1, w2, bias1, bias2 = rand(k, h, dtype=dtype, scale=0.2), rand(h, n, dtype=dtype), rand(h), rand(n)
+    weights = {"b1": w1, "bias1": bias1, "b2": w2, "bias2": bias2}
+    x = a.double()
+    if norm:
+        weights |= {"gamma": 1 + 0.2 * rand(k, seed=4), "beta": rand(k, seed=5)}
+        x = torch.nn.functional.layer_norm(x, (k,), weights["gamma"].double(), weights["beta"].double(), 1e-5)
+    hidden = torch.nn.functional.gelu(x @ w1.double() + bias1.double())
+    exact = hidden @ w2.double() + bias2.double() + r.double()
+    specs = {"a": dense(a.shape, dtype), "residual": dense(r.shape, dtype), "y": dense((m, n), dtype)}
+    attributes = {"norm": {"eps": 1e-5} if norm else None, "activation": {"name": "gelu"}, "inverse": 1.0}
+    one = OneStep("mlp", {"a": a, "residual": r}, weights, {"y": ((m, n), dtype)}, attributes, specs)
+    assert {kernel["family"] for kernel in one.kernels()} == {"mlp", "pair"}
+    check(one, exact, dtype, most=8)
+
+
 def test_products_of_two_tensors_are_the_librarys():
     a, b = rand(2, 3, 5, 8), rand(2, 3, 8, 7)
     specs = {

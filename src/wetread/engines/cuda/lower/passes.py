@@ -9,6 +9,7 @@ from typing import TypeAlias
 from wetread.engines.cuda.lower import (
     concat,
     fuse_epilogue,
+    fuse_mlp,
     fuse_norms,
     fuse_pointwise,
     fuse_quantised,
@@ -29,6 +30,7 @@ def passes(stored: Mapping[str, Stored]) -> list[tuple[str, Pass]]:
     """
     return [
         ("dead", remove_dead),
+        ("linear layers", fuse_mlp.mlp),
         ("conversions", concat.conversions),
         ("operands", partial(fuse_quantised.operands, stored=stored)),
         ("parts", fuse_quantised.parts),

@@ -6,7 +6,7 @@ stats         the sums of a norm whose producer is no convolution
 conv_norm     a convolution and its norm in one step, for small volumes
 upconv        transposed convolution
 pool, resize, pointwise, copy
-matmul, layer_norm, softmax, attention
+matmul, mlp, layer_norm, softmax, attention
 quantise, dequantise
 torch         any other ONNX operator, through torch
 """
@@ -25,7 +25,7 @@ _HOMES = {
     "conv": "conv", "conv_norm": "conv_norm", "norm": "norm", "stats": "norm", "upconv": "upconv",
     "pool": "pool", "resize": "resize", "pointwise": "pointwise", "copy": "copy",
     "quantise": "quantise", "dequantise": "quantise",
-    "matmul": "matmul", "layer_norm": "layer_norm", "softmax": "softmax", "attention": "attention",
+    "matmul": "matmul", "mlp": "mlp", "layer_norm": "layer_norm", "softmax": "softmax", "attention": "attention",
     "torch": "fallback",
 }  # fmt: skip
 """Module of each operation; its class is in the module's ``OPERATIONS``, a tuple of instances."""

@@ -122,7 +122,8 @@ class Operation(ABC):
 
     def work(self, step: Step, program: Program) -> Work:
         """The floor under the step: by default each tensor crosses the bus once and nothing is computed."""
-        specs = [program.spec(name) for name in (*step.inputs.values(), *step.outputs.values())]
+        names = dict.fromkeys((*step.inputs.values(), *step.outputs.values()))
+        specs = [program.spec(name) for name in names]
         return Work(0, sum(_least_bytes(spec) for spec in specs))
 
 
