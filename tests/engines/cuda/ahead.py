@@ -26,7 +26,7 @@ from wetread.engines.cuda.program import Program
 from wetread.engines.cuda.steptable import kernel_text
 from wetread.engines.cuda.trial import Trial
 from wetread.errors import EngineUnavailableError
-from wetread.kernels import arguments, attention, launch, matmul, rows  # noqa: F401  (those that ask for overlap)
+from wetread.kernels import arguments, attention, launch, matmul, pointwise, pool, resize, rows  # noqa: F401  (those that ask for overlap)
 
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 """Largest shared memory of a block (CUDA C++ Programming Guide, table of technical specifications)."""

@@ -82,18 +82,39 @@ def steps_of(case, device="cpu"):
         yield step, Arrays(given, made), places
 
 
+def compare(case, step, at, expected):
+    """Outputs against what the case expects, to its tolerance."""
+    for role, array in expected.items():
+        want, got = to_torch(array), at.outputs[role].cpu()
+        assert got.shape == want.shape, f"{step.name}: {tuple(got.shape)}"
+        if want.dtype.is_floating_point:
+            rtol = max(case.rtol, 2**-6) if want.dtype == torch.bfloat16 else case.rtol
+            torch.testing.assert_close(got.double(), want.double(), rtol=rtol, atol=case.atol, equal_nan=True)
+        else:
+            assert torch.equal(got, want), (got, want)
+
+
 def check(case, library=False):
-    """Runs a case and compares, to the case's tolerance."""
+    """Runs a case and compares."""
     for step, at, expected in steps_of(case):
         run = operation("torch")
         (run.library if library else run.reference)(step, at)
-        for role, array in expected.items():
-            want, got = to_torch(array), at.outputs[role]
-            assert got.shape == want.shape
-            if want.dtype.is_floating_point:
-                rtol = max(case.rtol, 2**-6) if want.dtype == torch.bfloat16 else case.rtol
-                torch.testing.assert_close(
-                    got.double(), want.double(), rtol=rtol, atol=case.atol, equal_nan=True
-                )
-            else:
-                assert torch.equal(got, want), (got, want)
+        compare(case, step, at, expected)
+
+
+def check_captured(case):
+    """Runs a case on the GPU as a CUDA graph, after a first run outside of it, and compares."""
+    for step, at, expected in steps_of(case, "cuda"):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            operation("torch").library(step, at)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            operation("torch").library(step, at)
+        for y in at.outputs.values():
+            y.view(torch.uint8).fill_(0xFF) if y.numel() and y.ndim else y.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        compare(case, step, at, expected)

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from tests.engines.cuda.node_tests import absent_type, cases, check, steps_of  # noqa: E402
+from tests.engines.cuda.node_tests import absent_type, cases, check, check_captured, steps_of  # noqa: E402
+from tests.kernels.reference import DEVICE  # noqa: E402
 from wetread.engines.cuda.lower.listing import markdown  # noqa: E402
 from wetread.engines.cuda.operations import operation  # noqa: E402
 from wetread.engines.cuda.operations.fallback import OPERATORS  # noqa: E402
@@ -32,6 +33,16 @@ def test_node_tests(name):
         try:
             for library in (False, True):
                 check(case, library)
+        except Exception as error:
+            raise AssertionError(f"{case.name}: {error}") from error
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU (WETREAD_TEST_DEVICE=cuda)")
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_node_tests_in_a_cuda_graph(name):
+    for case in of(name):
+        try:
+            check_captured(case)
         except Exception as error:
             raise AssertionError(f"{case.name}: {error}") from error
 

@@ -122,7 +122,8 @@ class Pool(Operation):
             if found is not None:
                 store(found, y, float(a.get("inverse", 1.0)))
                 return
-        self._run(step, at, x if a["mode"] == "max" else wide(x))
+        # torch adds half types in float32 where it takes the mean of a whole volume
+        self._run(step, at, wide(x) if a["mode"] == "average" else x)
 
     @staticmethod
     def _run(step: Step, at: Arrays, x: Tensor) -> None:

@@ -218,11 +218,12 @@ class Resize(Operation):
             or a.get("antialias")
         ):  # fmt: skip
             return []
-        rows = ((32, 4), (64, 4), (16, 4), (128, 8))
         found: list[Kernel] = []
         if doubles(step, specs[0].shape, specs[1].shape):
-            found += [{"family": "double", "rows": r, "warps": w} for r, w in rows[:3]]
-        return found + [{"family": "table", "rows": r, "warps": w} for r, w in rows]
+            found += [{"family": "double", "rows": r, "warps": w} for r, w in ((32, 4), (64, 8), (16, 2))]
+        return found + [
+            {"family": "table", "rows": r, "warps": w} for r, w in ((32, 4), (64, 4), (16, 2), (128, 8))
+        ]
 
     def prepare(self, step: Step, kernel: Kernel, at: Arrays) -> Callable[[], None]:
         """See `wetread.kernels.resize`."""
