@@ -254,11 +254,11 @@ def test_products_of_what_was_rounded_are_in_eight_bits():
     }  # fmt: skip
     graph = model(nodes, constants, [1, 2, 3, 4, 48])
     program = compare(graph, (3, 4, 48), "int8")
-    steps = [step for step in program.steps if step.op not in ("copy",)]
-    assert [step.op for step in steps[1:]] == ["matmul", "matmul"]
-    types = [[program.spec(step.inputs[role]).dtype for role in ("a", "b")] for step in steps[1:]]
+    steps = [step for step in program.steps if step.op == "matmul"]
+    types = [[program.spec(step.inputs[role]).dtype for role in ("a", "b")] for step in steps]
     assert types == [["int8", "int8"]] * 2
-    assert program.spec(steps[1].outputs["y"]).dtype == "int8"
+    assert program.spec(steps[0].outputs["y"]).dtype == "int8"
+    assert len(program.steps) <= 4  # the input rounded, the output in its own strides
 
 
 def test_masks_are_regions_where_they_can_be():
