@@ -320,7 +320,8 @@ class Benchmark:
         wait = warm_compile(jobs)
         with tempfile.TemporaryDirectory() as folder:
             self.maker = Maker(Path(folder), self.args.ranges, self.args.timings)
-            self.maker.lower([self.wish(p, 1) for p in self.args.precisions], self.journal)
+            wishes = [self.wish(p, b) for p in self.args.precisions for b in self.args.batches]
+            self.maker.lower(wishes, self.journal)
             self.maker.compile()
             self.make_after(wait)
         with self.journal.guarded("accuracy"):

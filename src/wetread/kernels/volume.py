@@ -10,6 +10,8 @@ import torch
 from wetread.kernels.arguments import Tensor, require
 
 BLOCK = 1024
+ROWS = 8
+"""Of a plane, that a program stitches."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,18 @@ class AxisTables:
         first: (voxels,) int32, the first window that covers each voxel.
         weights: (windows, size) float32, normalised over the windows that cover a voxel.
         cover: most windows over one voxel.
+        block: neighbouring voxels that a program takes along the axis, a power of two.
+        touch: most windows over any voxel of a block.
+        align: largest of 1, 2, 4, 8 that divides every start.
     """
 
     starts: Tensor
     first: Tensor
     weights: Tensor
     cover: int
+    block: int = 1
+    touch: int = 1
+    align: int = 1
 
 
 def cut(volume: Tensor, starts: Tensor, windows: Tensor, fill: float = 0.0) -> None:
@@ -87,10 +95,10 @@ def stitch(
     wide = values if values is not None else ring
     lead = labels.stride() if labels is not None else (0, 0, 0)
     behind = values.stride() if values is not None else (0, 0, 0, 0)
-    kernel[(-(-((last - first) * vh * vw) // BLOCK),)](
+    kernel[(-(-vw // c.block), -(-vh // ROWS), last - first)](
         ring, a.weights, b.weights, c.weights, a.first, b.first, c.first, a.starts, b.starts, c.starts,
-        text, wide, bad, first, last - first, vh, vw, len(a.starts), len(b.starts), len(c.starts),
+        text, wide, bad, first, vh, vw, len(a.starts), len(b.starts), len(c.starts),
         *ring.shape[2:], ring.shape[0], *lead, *behind, *ring.stride(),
-        K=ring.shape[1], CD=a.cover, CH=b.cover, CW=c.cover, LABELS=labels is not None,
-        VALUES=values is not None, BLOCK=BLOCK,
+        K=ring.shape[1], CD=a.cover, CH=b.cover, CW=c.touch, LABELS=labels is not None,
+        VALUES=values is not None, ALIGN=c.align, BY=ROWS, BX=c.block,
     )  # fmt: skip

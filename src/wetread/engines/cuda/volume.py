@@ -10,6 +10,7 @@ cover a voxel, whatever the length of the volume.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -292,11 +293,16 @@ def _tables(axis: Axis, device: torch.device | str) -> AxisTables:
     behind = np.searchsorted(starts, voxels, side="right")
     if (np.diff(starts) <= 0).any() or (behind <= first).any():
         raise EngineError(f"windows at {axis.starts} of {axis.size} leave voxels of {axis.count} uncovered")
+    block = min(128, 1 << (axis.count - 1).bit_length())
+    ends = np.minimum(np.arange(0, axis.count, block) + block, axis.count) - 1
     return AxisTables(
         torch.from_numpy(starts).to(device),
         torch.from_numpy(first.astype(np.int32)).to(device),
         torch.from_numpy(np.ascontiguousarray(axis.weights, np.float32)).to(device),
         int((behind - first).max()),
+        block,
+        int((behind[ends] - first[::block]).max()),
+        math.gcd(8, *map(int, starts)),
     )
 
 
