@@ -252,6 +252,15 @@ def test_tolerances_go_by_the_types_that_take_part():
     program.tensors["x"] = replace(eight, dtype="float16")
     made_on_load = tolerance(conv, program, "y")
     assert made_on_load.relative == 1.5e-2
+    for kind, allowed in (
+        ("int8", 2e-3),
+        ("float8_e4m3fn", 5e-3),
+    ):  # sums of products: exact, and added with 14 bits
+        program.tensors["x"] = replace(eight, dtype=kind)
+        program.tensors["own"] = sums_spec(2, 4)
+        added = Step("s", "conv", {"x": "x", "weight": "w8"}, {"y": "t0", "sums": "own"}, {})
+        assert tolerance(added, program, "sums").relative == allowed
+        assert tolerance(added, program, "y").relative == 2e-3
     program.precision = "float32"
     for name in ("x", "t0"):
         program.tensors[name] = replace(eight, dtype="float32")
