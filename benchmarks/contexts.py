@@ -129,7 +129,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     window: Shape3 = tuple(args.window)
     with tempfile.TemporaryDirectory() as folder:
-        maker = Maker(Path(folder), None, args.timings)
+        maker = Maker(Path(folder), None, args.timings, args.hints)
         journal = Journal(args.out / "cuda-contexts.json")
         wish = Wish("nnU-Net", MODELS["nnunet"], window, "float16")
         maker.lower([wish], journal)
@@ -163,6 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--timings", type=Path, help="the tuner's cache of times")
+    parser.add_argument("--hints", type=Path, help="such a file of an earlier version: what to try")
     parser.add_argument("--window", type=int, nargs=3, default=(128, 128, 128))
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--windows", type=int, default=160, help="of a measurement")

@@ -319,7 +319,7 @@ class Benchmark:
                 if "torch.compile" in self.args.stacks and (b == 1 or c)]  # fmt: skip
         wait = warm_compile(jobs)
         with tempfile.TemporaryDirectory() as folder:
-            self.maker = Maker(Path(folder), self.args.ranges, self.args.timings)
+            self.maker = Maker(Path(folder), self.args.ranges, self.args.timings, self.args.hints)
             wishes = [self.wish(p, b) for p in self.args.precisions for b in self.args.batches]
             self.maker.lower(wishes, self.journal)
             self.maker.compile()
@@ -349,6 +349,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=Path, help="mlperf_3dunet_cases.csv")
     parser.add_argument("--ranges", type=Path, help="folder that calibrate3d.py wrote")
     parser.add_argument("--timings", type=Path, help="the tuner's cache of times")
+    parser.add_argument("--hints", type=Path, help="such a file of an earlier version: what to try")
     parser.add_argument("--plans", type=Path, help="where the plans are kept as JSON")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--precisions", nargs="*", default=["float16", "int8", "float8"])

@@ -93,7 +93,7 @@ class Run:
             (row.model, row.window, 1, c) for row in self.rows for c in (True, False)]  # fmt: skip
         wait = warm_compile(jobs, 12)
         with tempfile.TemporaryDirectory() as folder:
-            self.maker = Maker(Path(folder), self.args.ranges, self.args.timings)
+            self.maker = Maker(Path(folder), self.args.ranges, self.args.timings, self.args.hints)
             self.maker.lower([self.wish(row, p) for row in self.rows for p in self.wanted(row)], self.journal)
             self.maker.compile()
             for line in wait():
@@ -178,6 +178,7 @@ def main() -> None:
     )
     parser.add_argument("--ranges", type=Path, help="folder that calibrate3d.py wrote")
     parser.add_argument("--timings", type=Path, help="the tuner's cache of times")
+    parser.add_argument("--hints", type=Path, help="such a file of an earlier version: what to try")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[])
     parser.add_argument("--precisions", nargs="*", default=["float16", "int8", "float8"])

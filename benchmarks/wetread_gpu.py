@@ -128,15 +128,21 @@ class Maker:
     Args:
         folder: for ONNX files.
         ranges: folder of what calibrate3d.py wrote; None for no 8 bits.
-        timings: file of the tuner's times; its entries of other machines or versions say which candidates to try.
-        most: candidates of a problem at the most.
+        timings: file of the tuner's times.
+        hints: such a file of an earlier version, which says which candidates to try.
     """
 
-    def __init__(self, folder: Path, ranges: Path | None, timings: Path | None, most: int = 16) -> None:
+    def __init__(
+        self, folder: Path, ranges: Path | None, timings: Path | None, hints: Path | None = None
+    ) -> None:
         self.graphs = Graphs(folder, ranges)
         self.device = Device.open("cuda" if CUDA else "cpu")
+        here = stamp(self.device.torch)
         self.options = Options(
-            cache=TimingCache(timings, stamp(self.device.torch)), quick=True, most=most, log=_say, hinted=5
+            cache=TimingCache(timings, here),
+            hints=TimingCache(hints, here) if hints else None,
+            hinted=8,
+            log=_say,
         )
         self.programs: dict[Wish, Program] = {}
         self.failed: dict[str, str] = {}
