@@ -101,6 +101,15 @@ def test_an_activation_before_a_sum_stays_before_it() -> None:
     lowered_step_by_step(graph_of(b, x, (8, *WINDOW)), WINDOW, 2, "float32", EXACT)
 
 
+def test_activations_that_march_does_not_know_stay_apart() -> None:
+    b = Builder()
+    x = b.add("Elu", [b.conv("image", (16, 32))])
+    x = b.add("Elu", [b.conv(x, (32, 16), stride=2)])
+    program = lowered_step_by_step(graph_of(b, x, (16, 2, 3, 4), 16), WINDOW, 1, "float16", HALF)
+    assert kinds(program)[:3] == ["conv", "pointwise", "conv"]
+    assert program.steps[2].attributes["activation"] == {"name": "elu", "alpha": 1.0}
+
+
 def test_norms_of_a_bias_that_something_else_reads() -> None:
     """The bias goes where the norm alone reads the sum, and stays where a second layer does."""
     b = Builder()

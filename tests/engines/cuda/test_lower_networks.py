@@ -20,7 +20,7 @@ from wetread.precision.windows import CalibrationWindow
 pytestmark = pytest.mark.peer
 
 LARGE = (16, 16, 20)
-"""More than 4096 voxels, so that norms are applied on load, as they are in whole windows."""
+"""More than `fuse_norms.ON_LOAD` voxels, so that norms are applied on load, as they are in whole windows."""
 HALF = 6e-3
 """Activations of 11 bits through some ten layers."""
 

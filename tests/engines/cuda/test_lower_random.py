@@ -138,7 +138,8 @@ class Network:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_network(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # norms on load and small convolutions both occur in windows of this size
-    monkeypatch.setattr(fuse_norms, "SMALL", 64)
+    monkeypatch.setattr(fuse_norms, "SMALL", 32)
+    monkeypatch.setattr(fuse_norms, "ON_LOAD", 64)
     network = Network(seed)
     for _ in range(16):
         network.grow()
@@ -163,7 +164,8 @@ class Seen:
 @pytest.mark.parametrize("unsigned", [False, True])
 @pytest.mark.parametrize("seed", list(SEEDS)[::3])
 def test_a_random_quantised_network(seed: int, unsigned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse_norms, "SMALL", 64)
+    monkeypatch.setattr(fuse_norms, "SMALL", 32)
+    monkeypatch.setattr(fuse_norms, "ON_LOAD", 64)
     network = Network(seed)
     for _ in range(16):
         network.grow()

@@ -17,8 +17,10 @@ from wetread.engines.cuda.lower.edit import (
     merged,
     put,
     repeat,
+    sloped,
 )
 from wetread.engines.cuda.program import Program, Step
+from wetread.kernels.hopper import march
 
 HEAD = 16
 """Output channels below which a 1×1×1 convolution is a head: one program holds all of a voxel's classes."""
@@ -88,9 +90,25 @@ def _activation(program: Program, uses: Uses, step: Step) -> bool:
         return False
     if not bare(maker) or "sums" in maker.outputs or maker.outputs["y"] != x:
         return False
+    if not sloped(found) and marches(program, maker):
+        return False
     put(program, merged(maker, step, outputs={**maker.outputs, "y": step.outputs["y"]}, activation=dict(found)),
         maker, [step])  # fmt: skip
     return True
+
+
+def marches(program: Program, step: Step) -> bool:
+    """Whether kernel march takes a convolution: it knows ReLU and leaky ReLU alone, but gains more than a pass."""
+    if step.op != "conv":
+        return False
+    a, x, weight = step.attributes, program.spec(step.inputs["x"]), program.spec(step.inputs["weight"]).shape
+    plain = (
+        list(a["stride"]) == [1] * 3 == list(a["dilation"])
+        and list(a["pads"]) == [1] * 6
+        and a["groups"] == 1
+    )
+    channels = [program.spec(step.inputs[role]).shape[1] for role in ("x", "x2") if role in step.inputs]
+    return plain and tuple(weight[2:]) == (3, 3, 3) and march.applies(channels, weight[0], x.torch_dtype)
 
 
 def softmax(program: Program) -> None:
