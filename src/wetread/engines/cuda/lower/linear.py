@@ -123,7 +123,6 @@ class Left:
         norm: {eps} or None.
         gamma, beta: constants of the norm.
         nodes: names of the nodes that it stands for.
-        scale: of an 8-bit tensor, which is multiplied by 8-bit weights; None for others.
     """
 
     tensor: str
@@ -133,7 +132,6 @@ class Left:
     gamma: NDArray[Any] | None = None
     beta: NDArray[Any] | None = None
     nodes: tuple[str, ...] = ()
-    scale: float | None = None
 
     def sorted(self, array: NDArray[Any]) -> NDArray[Any]:
         """A constant whose first axis counts features, in the order of the view."""
@@ -143,25 +141,9 @@ class Left:
         return blocks[list(self.order)].reshape(array.shape)
 
 
-def left_of(low: Lowering, value: str, weight: str) -> Left:
-    """What a product may read instead of a value: the LayerNorm's input, the map instead of merged patches.
-
-    Args:
-        low: the lowering.
-        value: of the graph.
-        weight: constant that it is multiplied by; what was rounded is read rounded where this is kept in eight bits.
-    """
+def left_of(low: Lowering, value: str) -> Left:
+    """What a product may read instead of a value: the LayerNorm's input, the map instead of merged patches."""
     norm = low.writer(value)
-    held = low.stored.get(weight)
-    if norm is not None and norm.operator == "DequantizeLinear" and held is not None and held.axis in (-1, 1):
-        scale, dtype = low.scalar(norm.inputs[1]), low.graph_dtype(norm.inputs[0])
-        if (
-            scale is not None
-            and dtype in _EIGHT
-            and held.values.dtype.name == dtype
-            and low.holds(norm.inputs[0])
-        ):
-            return Left(low.value(norm.inputs[0]), nodes=(norm.name,), scale=scale)
     folded = (
         norm is not None and norm.operator == "LayerNormalization" and sole_reader(low, value) is not None
     )
@@ -234,14 +216,9 @@ def linear(low: Lowering, node: Operation, left: Left, weight: NDArray[Any], tai
         tail: what follows.
         y: tensor of the result, (rows..., N).
     """
-    inputs = {"a": left.tensor}
+    matrix = low.weight(f"{node.name}/weight", left.sorted(weight), low.spec(left.tensor).dtype)
+    inputs = {"a": left.tensor, "b": matrix}
     vectors = {"bias": tail.bias, "gamma": left.gamma, "beta": left.beta}
-    if left.scale is None:
-        inputs["b"] = low.weight(f"{node.name}/weight", left.sorted(weight), low.spec(left.tensor).dtype)
-    else:
-        held = low.stored[node.inputs[1]]
-        inputs["b"] = low.weight(f"{node.name}/weight", held.values.reshape(weight.shape))
-        vectors["scale"] = np.broadcast_to(held.scale * left.scale, weight.shape[1:])
     for role, array in vectors.items():
         if array is not None:
             inputs[role] = low.weight(f"{node.name}/{role}", array.reshape(-1), "float32")

@@ -103,7 +103,7 @@ def matmul(low: Lowering, node: Operation) -> None:
     if weight is not None and low.constant(a) is None and _is_matrix(weight) and rank >= max(2, weight.ndim):
         tail = tail_of(low, node.outputs[0])
         y = _declare(low, node, tail)
-        linear(low, node, left_of(low, a, b), weight.reshape(weight.shape[-2:]), tail, y)
+        linear(low, node, left_of(low, a), weight.reshape(weight.shape[-2:]), tail, y)
         return
     if min(len(low.shape(a)), len(low.shape(b))) < 2:
         low.fallback(node)
@@ -141,7 +141,7 @@ def gemm(low: Lowering, node: Operation) -> None:
     if bias is not None:
         tail.bias = np.broadcast_to(bias.reshape(-1) * np.asarray(get("beta", 1.0), bias.dtype), (width,))
     y = _declare(low, node, tail)
-    left = left_of(low, node.inputs[0], "")
+    left = left_of(low, node.inputs[0])
     linear(low, node, left, weight, tail, y)
 
 

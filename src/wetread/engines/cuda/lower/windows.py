@@ -209,7 +209,7 @@ def emit(low: Lowering, site: Site) -> bool:
     low.done(*site.nodes)
     space, channels = low.shape(site.x)[:4], site.heads * site.features
     node, tail = site.projection
-    left = left_of(low, site.x, node.inputs[1])
+    left = left_of(low, site.x)
     dtype = low.dtype(tail.value)
     qkv = low.tensor(f"{node.name}/map", (*space, 3 * channels), dtype)
     linear(low, node, left, np.asarray(low.constant(node.inputs[1])), tail, qkv)
