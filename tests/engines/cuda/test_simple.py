@@ -132,6 +132,10 @@ CHAINS = {
         ("Elu", ["x"], ["a"], {"alpha": 0.7}), ("HardSigmoid", ["a"], ["b"], {"alpha": 0.3, "beta": 0.4}),
         ("HardSwish", ["b"], ["d"], {}), ("Mish", ["d"], ["e"], {}), ("Clip", ["e", "low", "one"], ["y"], {}),
     ],
+    "bounds": [
+        ("Clip", ["x"], ["a"], {}), ("Clip", ["a", "low"], ["b"], {}), ("Clip", ["b", "", "one"], ["d"], {}),
+        ("Mul", ["d", "x"], ["y"], {}),
+    ],
     "slopes": [
         ("PRelu", ["x", "c"], ["a"], {}), ("PRelu", ["a", "one"], ["b"], {}), ("Max", ["b", "c", "x"], ["y"], {}),
     ],
@@ -161,6 +165,51 @@ def test_what_no_kernel_knows_is_a_torch_step():
                     constants={"p": np.array([0, 0, 1, 2, 0, 0, 0, 0, 1, 3]), "axis": np.array(3)})  # fmt: skip
     program = lowered_step_by_step(graph, WINDOW, 2, "float32", SINGLE)
     assert kinds(program)[:2] == ["torch", "torch"]
+
+
+MIXED = {
+    "places": (
+        [
+            ("ArgMax", ["x"], ["i"], {"axis": 1, "keepdims": 1}), ("GatherElements", ["x", "i"], ["a"], {"axis": 1}),
+            ("Cast", ["i"], ["f"], {"to": TensorProto.FLOAT}), ("Add", ["a", "f"], ["y"], {}),
+        ],
+        {},
+    ),
+    "conditions": (
+        [
+            ("Greater", ["x", "half"], ["c"], {}), ("Not", ["c"], ["n"], {}), ("Where", ["n", "x", "half"], ["a"], {}),
+            ("Cast", ["c"], ["f"], {"to": TensorProto.FLOAT}), ("Mul", ["a", "f"], ["b"], {}),
+            ("Add", ["b", "x"], ["y"], {}),
+        ],
+        {"half": np.array(0.5, np.float32)},
+    ),
+    "several outputs": (
+        [
+            ("TopK", ["x", "k"], ["v", "p"], {"axis": 4}), ("Cast", ["p"], ["f"], {"to": TensorProto.FLOAT}),
+            ("Sub", ["v", "f"], ["a"], {}), ("ReduceL2", ["a", "axes"], ["y"], {"keepdims": 1}),
+        ],
+        {"k": np.array([3], np.int64), "axes": np.array([1], np.int64)},
+    ),
+    "shapes": (
+        [
+            ("Tile", ["x", "t"], ["a"], {}), ("Einsum", ["a", "m"], ["b"], {"equation": "ncdhw,ck->nkdhw"}),
+            ("Reshape", ["b", "s"], ["flat"], {}), ("DepthToSpace", ["flat"], ["e"], {"blocksize": 2}),
+            ("Unsqueeze", ["e", "one"], ["y"], {}),
+        ],
+        {"t": np.array([1, 1, 1, 1, 2]), "m": np.arange(12, dtype=np.float32).reshape(3, 4) / 6,
+         "s": np.array([0, 4, 48, 14]), "one": np.array([2])},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_torch_steps_among_others(name, precision):
+    """Integers, conditions and several outputs between steps of kernels; in half types places may differ by ties."""
+    nodes, constants = MIXED[name]
+    graph = network(nodes, constants=constants)
+    program = lowered_step_by_step(graph, WINDOW, 2, precision, SINGLE if precision == "float32" else 0.05)
+    assert "torch" in kinds(program)
 
 
 def test_refused_by_name():

@@ -71,6 +71,9 @@ def unary(low: Lowering, node: Operation) -> None:
     if instruction is None or not _floating(low, node):
         low.fallback(node)
         return
+    if instruction == ["clip", {"low": None, "high": None}]:
+        low.alias(node)
+        return
     name, *parameters = instruction
     program = [[name, 0, *parameters]]
     low.step(
