@@ -79,7 +79,16 @@ def main(arch: int) -> None:
         )
         build(
             conv.planes,
-            {**shape, **FULL, "TD": 2, "TH": 8, "TW": 8, "PAIRS": False, "UNSIGNED": kind == "i8"},
+            {
+                **shape,
+                **FULL,
+                "TD": 2,
+                "TH": 8,
+                "TW": 8,
+                "PAIRS": False,
+                **axes("L", 2),
+                "UNSIGNED": kind == "i8",
+            },
             arch,
             kind,
             planes,

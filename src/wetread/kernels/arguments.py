@@ -115,9 +115,14 @@ class Geometry:
         return odd and self.symmetric and self.before == middle and self.stride == (1, 1, 1)
 
     @property
+    def spread(self) -> bool:
+        """Whether it is 3×3×3 of one group, stride 1, pads as dilation: what planes takes."""
+        return self.same and self.kernel == (3, 3, 3) and self.groups == 1
+
+    @property
     def cube(self) -> bool:
-        """Whether it is 3×3×3, stride 1, pad 1, one group: what planes, pairs and march take."""
-        return self.same and self.kernel == (3, 3, 3) and self.dilation == (1, 1, 1) and self.groups == 1
+        """Whether it is `spread` by 1: what pairs and march take."""
+        return self.spread and self.dilation == (1, 1, 1)
 
     @property
     def point(self) -> bool:

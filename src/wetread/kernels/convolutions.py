@@ -40,8 +40,8 @@ def conv3d(
         weights: one for each input, packed for the tile's family (`weights.pack_rows`, `pack_pairs`); one for
             all inputs with march (`march.pack`).
         out: [N, DO, HO, WO, CO]; with splits [splits, N, DO, HO, WO, CO] float32, the parts to be added.
-        tile: family and sizes; gather takes any geometry of one group, taps stride 1 along all axes; planes, pairs
-            and march take 3×3×3 with stride, dilation and pads 1.
+        tile: family and sizes; gather takes any geometry of one group, taps stride 1 along all axes, planes 3×3×3
+            with stride 1 and pads as dilation; pairs and march 3×3×3 with stride, dilation and pads 1.
         epilogue: not with splits, but for `scale`.
         kernel, stride, dilation: of a kernel padded by dilation · (kernel − 1) / 2, where `geometry` is not given.
         geometry: any other.
@@ -80,7 +80,8 @@ def conv3d(
     elif tile.family == "taps":
         _taps(x, weights, out, tile, epilogue, at, unsigned)
     else:
-        require(at.cube and not parts, f"3×3×3 at stride 1 without split K for family {tile.family}")
+        plain = at.cube or (tile.family == "planes" and at.spread)
+        require(plain and not parts, f"3×3×3 at stride 1 without split K for family {tile.family}")
         if march:
             from wetread.kernels.hopper import march as hopper
 
@@ -88,7 +89,7 @@ def conv3d(
             require(norm is None or norm.activation == "leaky", "no activation but the leaky ReLU in march")
             hopper.conv3d_march(x, weights[0], out, epilogue, norm, in_inverse, tile.bn)
         else:
-            _planes(x, weights, out, tile, epilogue, unsigned)
+            _planes(x, weights, out, tile, epilogue, at, unsigned)
 
 
 def axis_constants(prefix: str, values: Three) -> dict[str, int]:
@@ -158,6 +159,7 @@ def _planes(
     out: Tensor,
     tile: Tile,
     epilogue: Epilogue,
+    at: Geometry,
     unsigned: bool,
 ) -> None:
     from wetread.kernels.device.conv import planes
@@ -174,14 +176,18 @@ def _planes(
     co = y.shape[-1]
     pointers, constants, (sums_n, sums_r) = common_arguments(epilogue, out)
     block = [1, 1, *tile.shape[1:], tile.bk]
-    grid = (-(-co // tile.bn) * _tiles((d, h, w), tile.shape), n)
+    step = at.dilation[0]  # a program's planes lie so far apart
+    planes_of_one = -(-d // step)
+    count = step * -(-planes_of_one // tile.shape[0])
+    grid = (-(-co // tile.bn) * count * _tiles((1, h, w), (1, *tile.shape[1:])), n)
     planes[grid](
         *(_descriptor(t, block) for t in (views[0], views[-1])),
         *(_descriptor(t, [1, tile.bn, tile.bk]) for t in (weights[0], weights[-1])),
         _descriptor(y, [1, 1, *tile.shape[1:], tile.bn]), *pointers, d, h, w, sums_n, sums_r, co,
         C0=views[0].shape[-1], C1=views[-1].shape[-1] if len(x) == 2 else 0, TD=tile.shape[0], TH=tile.shape[1],
         TW=tile.shape[2], BN=tile.bn, BK=tile.bk, ACC=accumulator(x[0].dtype), OUT=triton_type(out.dtype),
-        PAIRS=pairs, UNSIGNED=unsigned, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
+        PAIRS=pairs, **axis_constants("L", at.dilation), UNSIGNED=unsigned, **constants, **overlapped(),
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 

@@ -103,6 +103,20 @@ def test_dilated(dilation):
     assert check(one, most=2) == {"taps"}
 
 
+@pytest.mark.parametrize("dilation", [[2, 2, 2], [4, 1, 3], [16, 16, 16]])
+def test_dilated_planes(dilation):
+    """A program's planes lie as far apart as its taps; 9 planes are no multiple of 2 · 4, and fewer than 16."""
+    one = conv(rand(1, 16, 9, 8, 32), rand(16, 16, 3, 3, 3, scale=0.1), dilation=dilation, pads=dilation * 2)
+    kernels = operation("conv").kernels(one.step, one.program, Target(interpreted=True, processors=1))
+    wanted = one.reference()
+    found = [k for k in kernels if k["family"] == "planes"]
+    assert found
+    for kernel in found[:2]:
+        got = one.kernel(kernel)
+        assert error(got["y"], wanted["y"]) < HALF
+        check_sums(got["sums"], wanted["sums"])
+
+
 def test_channels_that_descriptors_refuse():
     assert check(conv(rand(1, 26, *SIZE), rand(26, 26, 3, 3, 3, scale=0.05)), most=2) == {"gather"}
 
@@ -244,6 +258,14 @@ def test_head(layout, out):
     one = conv(x, rand(3, 48, 1, 1, 1, scale=0.2), out, sums=False, more=more, norm=norm, softmax=True)
     shape = (2, 3, *SIZE)
     one.program.tensors["y out"] = TensorSpec(shape, out, layout(shape))
+    assert check(one) == {"head"}
+
+
+def test_head_into_planes():
+    """Families that store whole voxels are not offered where the classes lie apart."""
+    one = conv(rand(1, 32, *SIZE), rand(2, 32, 1, 1, 1, scale=0.2), sums=False)
+    shape = (1, 2, *SIZE)
+    one.program.tensors["y out"] = TensorSpec(shape, "float16", row_major(shape))
     assert check(one) == {"head"}
 
 

@@ -98,6 +98,7 @@ def gather(
         cols, cols_ok, CO, C0, KH, KW, LD, LH, LW, BK, UNSIGNED,
     )  # fmt: skip
     if C1 > 0:
+        tl.debug_barrier()
         acc = gather_steps(
             acc, x1_ptr + n * x1n, w1_ptr, zero, d0, h0, w0, row_ok, tl.maximum(lo - n0, 0), hi - n0, D, H, W,
             x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, LD, LH, LW, BK, UNSIGNED,
@@ -185,6 +186,7 @@ def taps(
             acc, x0_desc, w0_desc, n, di, hi, wi, c0, 0, n0, C0, KH, KW, LD, LH, LW, BM, BN, BK, UNSIGNED
         )
         if C1 > 0:
+            tl.debug_barrier()  # all warps leave one loop before the loads of the next go where it read
             acc = taps_steps(
                 acc,
                 x1_desc,
@@ -215,6 +217,7 @@ def taps(
             UNSIGNED,
         )  # fmt: skip
         if C1 > 0:
+            tl.debug_barrier()  # all warps leave one loop before the loads of the next go where it read
             first = tl.maximum(first - n0, 0)
             acc = taps_steps(
                 acc,
@@ -259,7 +262,7 @@ def taps(
 
 @triton.jit
 def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexpr, KW: tl.constexpr,
-                 SHIFT: tl.constexpr,
+                 SHIFT: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
                  TD: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr,
                  UNSIGNED: tl.constexpr):  # fmt: skip
     """Adds all taps of one input: KW loads along W (3, or 1 where a row holds its neighbours)."""
@@ -272,7 +275,9 @@ def planes_steps(accs, x_desc, w_desc, n, d0, h0, w0, c0, steps, NK: tl.constexp
         for kd in tl.static_range(3):
             ws = ws + (w_desc.load([kd * 3 * KW + tap, c0, kc]).reshape(BN, BK).T,)
         for p in tl.static_range(TD + 2):
-            a = x_desc.load([n, d0 + p - 1, h0 + kh - 1, w0 + kw - SHIFT, kc]).reshape(M, BK)
+            a = x_desc.load([n, d0 + (p - 1) * LD, h0 + (kh - 1) * LH, w0 + (kw - SHIFT) * LW, kc]).reshape(
+                M, BK
+            )
             a = signed(a, UNSIGNED)
             for kd in tl.static_range(3):
                 if p - kd >= 0 and p - kd < TD:
@@ -287,9 +292,13 @@ def planes(
     C0: tl.constexpr, C1: tl.constexpr, TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
     BIASED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr,
-    REPLICAS: tl.constexpr, PAIRS: tl.constexpr, UNSIGNED: tl.constexpr, PDL: tl.constexpr,
+    REPLICAS: tl.constexpr, PAIRS: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr,
+    LW: tl.constexpr, UNSIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """3×3×3, stride 1, pad 1. With PAIRS a row is two neighbours along W: W counts pairs, CO is doubled."""
+    """3×3×3, stride 1, pads as dilation. With PAIRS a row is two neighbours along W: W counts pairs, CO is doubled.
+
+    L with an axis is its dilation: a program's planes lie LD apart, so that each loaded one feeds three of them.
+    """
     after_previous(PDL)
     NB = tl.cdiv(CO, BN)
     pid = tl.program_id(0)
@@ -300,7 +309,8 @@ def planes(
     nh = tl.cdiv(H, TH)
     w0 = (tile % nw) * TW
     h0 = ((tile // nw) % nh) * TH
-    d0 = (tile // (nw * nh)) * TD
+    planes_at = tile // (nw * nh)
+    d0 = planes_at // LD * (TD * LD) + planes_at % LD
     M: tl.constexpr = TH * TW
     KW: tl.constexpr = 1 if PAIRS else 3
     SHIFT: tl.constexpr = 0 if PAIRS else 1
@@ -310,46 +320,15 @@ def planes(
     for _ in tl.static_range(TD):
         accs = accs + (tl.zeros((M, BN), dtype=ACC),)
     accs = planes_steps(
-        accs,
-        x0_desc,
-        w0_desc,
-        n,
-        d0,
-        h0,
-        w0,
-        c0,
-        3 * KW * NK0,
-        NK0,
-        KW,
-        SHIFT,
-        TD,
-        M,
-        BN,
-        BK,
-        ACC,
+        accs, x0_desc, w0_desc, n, d0, h0, w0, c0, 3 * KW * NK0, NK0, KW, SHIFT, LD, LH, LW, TD, M, BN, BK, ACC,
         UNSIGNED,
-    )
+    )  # fmt: skip
     if C1 > 0:
+        tl.debug_barrier()  # all warps leave one loop before the loads of the next go where it read
         accs = planes_steps(
-            accs,
-            x1_desc,
-            w1_desc,
-            n,
-            d0,
-            h0,
-            w0,
-            c0,
-            3 * KW * NK1,
-            NK1,
-            KW,
-            SHIFT,
-            TD,
-            M,
-            BN,
-            BK,
-            ACC,
+            accs, x1_desc, w1_desc, n, d0, h0, w0, c0, 3 * KW * NK1, NK1, KW, SHIFT, LD, LH, LW, TD, M, BN, BK, ACC,
             UNSIGNED,
-        )
+        )  # fmt: skip
     cols = c0 + tl.arange(0, BN)
     cols_ok = cols < CO
     channels = cols % (CO // 2) if PAIRS else cols
@@ -367,9 +346,9 @@ def planes(
     ys = ()
     oks = ()
     for o in tl.static_range(TD):
-        ok = inside & (d0 + o < D)
+        ok = inside & (d0 + o * LD < D)
         y = finish(
-            accs[o], scale_ptr, bias_ptr, res, res_at + (d0 + o) * rd, ok[:, None] & cols_ok[None, :], channels,
+            accs[o], scale_ptr, bias_ptr, res, res_at + (d0 + o * LD) * rd, ok[:, None] & cols_ok[None, :], channels,
             cols_ok, SCALED, BIASED, RESIDUAL, ACT, SLOPE,
         )  # fmt: skip
         ys = ys + (y,)
@@ -377,4 +356,4 @@ def planes(
     if STATS:
         add_sums(ys, oks, TD, at, channels, cols_ok)
     for o in tl.static_range(TD):
-        y_desc.store([n, d0 + o, h0, w0, c0], narrow(ys[o], inverse, OUT).reshape(1, 1, TH, TW, BN))
+        y_desc.store([n, d0 + o * LD, h0, w0, c0], narrow(ys[o], inverse, OUT).reshape(1, 1, TH, TW, BN))

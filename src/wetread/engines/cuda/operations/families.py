@@ -24,7 +24,7 @@ _PREPARE: Mapping[str, Callable[[Step, Kernel, Arrays], Launch]] = {
 
 FEW = 16  # input channels below which a product takes all taps as one K
 BESIDE = 4  # tiles timed beside a Hopper kernel
-MARCHED = 8192  # voxels below which Hopper's columns of 16 × 16 leave most of the chip idle
+MARCHED = 4096  # voxels below which Hopper's columns of 16 × 16 leave most of the chip idle
 
 
 def prepare(step: Step, kernel: Kernel, at: Arrays) -> Launch:
@@ -51,7 +51,8 @@ def conv_kernels(step: Step, program: Program, target: Target) -> list[Kernel]:
         plain = step.attributes.get("activation") is None and "scale" not in step.inputs
         own: list[Kernel] = [{"family": "point"}] if target.hopper and plain and site.point else []
         found = own + _head(site)
-        return found if softmax or site.norm is not None else found + _tiled(site, target)[:4]
+        tiled = not softmax and site.norm is None and site.y.strides[1] == 1
+        return found + _tiled(site, target)[:4] if tiled else found
     if softmax or site.y.strides[1] != 1:
         return []
     if site.geometry.groups > 1:

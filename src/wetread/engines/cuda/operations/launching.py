@@ -256,7 +256,7 @@ def _one_row(x: Tensor) -> Tensor:
     *rest, d, h, w, c = x.shape
     v, step = d * h * w, x.stride(-2)
     return torch.as_strided(
-        x, (*rest, 1, 1, v, c), (*x.stride()[:-4], v * step, v * step, step, 1), x.storage_offset()
+        x, (*rest, 1, 1, v, c), (*x.stride()[:-4], v * step, v * step, step, x.stride(-1)), x.storage_offset()
     )
 
 
