@@ -37,7 +37,8 @@ def main(arch: int) -> None:
     build(volume.cut, {"BLOCK": 1024}, arch)
     build(volume.keep, {"BLOCK": 1024}, arch)
     covers = {"CD": 2, "CH": 2, "CW": 3}
-    build(volume.stitch, {**covers, "K": 3, "LABELS": True, "VALUES": True, "BLOCK": 256}, arch)
+    tiles = {"ALIGN": 8, "BY": 4, "BX": 64}
+    build(volume.stitch, {**covers, **tiles, "K": 3, "LABELS": True, "VALUES": True}, arch)
 
 
 if __name__ == "__main__":
