@@ -19,7 +19,7 @@ from wetread.engines.cuda.operations.base import (
     store,
     wide,
 )  # fmt: skip
-from wetread.engines.cuda.operations.geometry import convolve, geometry_of, lifted, rounding
+from wetread.engines.cuda.operations.geometry import convolve, geometry_of, library_type, lifted, rounding
 from wetread.engines.cuda.operations.site import EIGHT
 from wetread.engines.cuda.operations.statistics import (
     add_sums,
@@ -80,14 +80,14 @@ class Conv(Operation):
         weight, bias = at.inputs["weight"], at.inputs.get("bias")
         eight = weight.dtype in EIGHT or "scale" in at.inputs
         x = _operand(step, at) if eight else _narrow_operand(step, at)
-        kind = torch.float32 if eight else x.dtype
+        kind = torch.float32 if eight else library_type(x)
         held = at.packs.get(
             ("library", step.inputs["weight"], str(kind)),
             lambda: lifted(weight.to(kind)).contiguous(memory_format=torch.channels_last_3d),
         )
         inside = None if bias is None or eight else bias.to(kind)
         with rounding(eight or bool(step.attributes.get("tf32"))):
-            value = convolve(lifted(x), held, inside, geometry_of(step, tuple(weight.shape)))
+            value = convolve(lifted(x.to(kind)), held, inside, geometry_of(step, tuple(weight.shape)))
         return _finished(value, step, at, biased=inside is not None)
 
     def kernels(self, step: Step, program: Program, target: Target) -> list[Kernel]:

@@ -42,6 +42,11 @@ def last(x: Tensor) -> Tensor:
     return y if x.shape[1] != 1 else torch.as_strided(y, y.shape, (*y.stride()[:4], 1), y.storage_offset())
 
 
+def library_type(x: Tensor) -> torch.dtype:
+    """In which type the library convolves: the tensor's own; float32 on processors, which are slow in halves."""
+    return torch.float32 if x.device.type == "cpu" and x.itemsize == 2 else x.dtype
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
     """The library's convolution of (N, C, D, H, W)."""
     padding: Any = at.before

@@ -21,7 +21,14 @@ from wetread.engines.cuda.operations.base import (
     wide,
 )  # fmt: skip
 from wetread.engines.cuda.operations.conv import rounded
-from wetread.engines.cuda.operations.geometry import convolve_transposed, geometry_of, last, lifted, rounding
+from wetread.engines.cuda.operations.geometry import (
+    convolve_transposed,
+    geometry_of,
+    last,
+    library_type,
+    lifted,
+    rounding,
+)
 from wetread.engines.cuda.operations.site import (
     EIGHT,
     HALVES,
@@ -66,7 +73,7 @@ class UpConv(Operation):
         i, weight, norm = at.inputs, at.inputs["weight"], step.attributes.get("norm")
         eight, value = weight.dtype in EIGHT, i["x"]
         exact = eight or "scale" in i  # sums of integers may pass what a half holds
-        kind = torch.float32 if exact else value.dtype
+        kind = torch.float32 if exact else library_type(value)
         if norm is not None:
             value = normalised_narrow(value, i["sums"], i.get("gamma"), i.get("beta"), norm)
             value = activate(value, norm["activation"])
