@@ -38,7 +38,8 @@ def conv(x, weight, out="float16", *, sums=True, more=None, **attributes):
     at = {"stride": [1] * 3, "dilation": [1] * 3, "pads": [k // 2 for k in kernel] * 2, "groups": 1,
           "activation": None, **attributes}  # fmt: skip
     pads = at["pads"]
-    size = [(n + pads[i] + pads[i + 3] - at["dilation"][i] * (kernel[i] - 1) - 1) // at["stride"][i] + 1
+    rank = len(kernel)
+    size = [(n + pads[i] + pads[i + rank] - at["dilation"][i] * (kernel[i] - 1) - 1) // at["stride"][i] + 1
             for i, n in enumerate(x.shape[2:])]  # fmt: skip
     shape = (x.shape[0], weight.shape[0], *size)
     maps = {r: v for r, v in more.items() if r in ("x2", "residual", "sums")}
@@ -337,3 +338,12 @@ def test_hopper_kernels_are_offered():
     assert first.kernels(hopper)[0]["family"] == "first"
     gelu = conv(x, torch.zeros(32, 32, 3, 3, 3, dtype=torch.float16), activation={"name": "gelu"})
     assert {k["family"] for k in gelu.kernels(hopper)} == {"taps"}
+
+
+@pytest.mark.parametrize("size", [(9, 10), (40,)])
+def test_fewer_axes(size):
+    """Images and signals are volumes of one voxel along the axes that they lack."""
+    rank = len(size)
+    x, w = rand(2, 16, *size), rand(32, 16, *([3] * rank), scale=0.1)
+    one = conv(x, w, stride=[1] * rank, dilation=[1] * rank, pads=[1] * (2 * rank), activation=LEAKY)
+    assert check(one, most=2) == {"taps"}

@@ -131,8 +131,8 @@ def upconv(x, weight, out="float16", more=None, **attributes):
     kernel = weight.shape[2:]
     at = {"stride": list(kernel), "dilation": [1] * 3, "pads": [0] * 6, "output_padding": [0] * 3, "groups": 1,
           "activation": None, "norm": None, **attributes}  # fmt: skip
-    pads, extra = at["pads"], at["output_padding"]
-    size = [(n - 1) * at["stride"][i] - pads[i] - pads[i + 3] + at["dilation"][i] * (kernel[i] - 1) + 1 + extra[i]
+    pads, extra, rank = at["pads"], at["output_padding"], len(kernel)
+    size = [(n - 1) * at["stride"][i] - pads[i] - pads[i + rank] + at["dilation"][i] * (kernel[i] - 1) + 1 + extra[i]
             for i, n in enumerate(x.shape[2:])]  # fmt: skip
     sums = {r: v for r, v in more.items() if r == "sums"}
     weights = {"weight": weight, **{r: v for r, v in more.items() if r != "sums"}}
@@ -197,3 +197,13 @@ def test_grouped_transposed_convolution():
         rand(1, 16, *SIZE), rand(16, 4, 2, 2, 2, scale=0.2), groups=4, more={"scale": torch.rand(16)}
     )
     assert check(one) == set()
+
+
+def test_images():
+    """Two axes: norm on load, transposed convolution, norm with its residual."""
+    x = rand(1, 32, 6, 7)
+    norm_on_load = {"eps": 1e-5, "groups": 32, "activation": LEAKY, "inverse": 1.0}
+    one = upconv(x, rand(32, 16, 2, 2, scale=0.1), more={"sums": sums_of(x)}, norm=norm_on_load,
+                 dilation=[1] * 2, pads=[0] * 4, output_padding=[0] * 2)  # fmt: skip
+    assert check(one, most=1) == {"upconv"}
+    assert check(norm(x, 8, residual=rand(1, 32, 6, 7, seed=2)), most=1) == {"norm_apply"}

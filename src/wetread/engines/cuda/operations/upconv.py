@@ -109,6 +109,7 @@ class UpConv(Operation):
         found = list[Kernel]([{"family": "point"}] if target.hopper and _point(step, specs, operand) else [])
         for rows, bn, taps, warps in (
             (128, 64, 4, 4), (128, 64, 4, 8), (128, 64, 1, 4), (64, 64, 4, 4), (64, 64, 1, 4), (64, 128, 1, 4),
+            (256, 64, 4, 8), (128, 64, 2, 4), (128, 128, 4, 8),
         ):  # fmt: skip
             if bn <= max(64, 2 * co):
                 found.append(
