@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -55,3 +59,26 @@ def test_steps_travel_to_workers():
 
 def test_no_processes_no_workers():
     assert compile_all(programs.chain((4,)), {"a": ("x", None)}, torch.device("cpu"), 0, print) == {}
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Workers do not run the script's top level once more."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from pathlib import Path
+from tests.engines.cuda import crew
+from wetread.engines.cuda.compiling import Crew, Job, run_all
+with open({str(tmp_path / "runs")!r}, "a") as file:
+    file.write("run ")
+folder = Path({str(tmp_path)!r})
+failed = run_all([Job("a", "a"), Job("b", "b")], Crew(crew.start, crew.task, (str(folder),)), 2)
+assert not failed, failed
+import __main__
+assert __main__.__file__ == {str(script)!r}
+"""
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, str(script)], check=True, timeout=200, env=environment)
+    assert (tmp_path / "a").exists() and (tmp_path / "b").exists()
+    assert (tmp_path / "runs").read_text() == "run "

@@ -5,15 +5,19 @@ What crashes, hangs or faults there takes its process with it and nothing else; 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -88,7 +92,8 @@ def run_all(
     def hire() -> None:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, crew), daemon=True)
-        process.start()
+        with _no_main():
+            process.start()
         theirs.close()
         workers.append(_Worker(process, ours, None, time.monotonic()))
 
@@ -109,6 +114,22 @@ def run_all(
     return failed
 
 
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hides the program from the processes that are started, which would run its top level once more.
+
+    So a script that makes an engine needs no ``if __name__ == "__main__"``. What workers run lives in modules.
+    """
+    with _MAIN:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_MAIN = threading.Lock()
 _START = "\0start"
 
 
