@@ -93,6 +93,12 @@ def main(arch: int) -> None:
             kind,
             planes,
         )
+        halves = {
+            "x_desc": f"{kind}[1,8,1,8,32]", "w_desc": f"{kind}[1,64,32]", "y_desc": "fp16[1,1,8,8,64]",
+        }  # fmt: skip
+        alone = {k: v for k, v in shape.items() if k not in ("C0", "C1")}
+        build(conv.strided, {**alone, **FULL, **steps, "C": 64, "SD": 2, "TH": 8, "TW": 8, "SPLITS": 2,
+              "UNSIGNED": kind == "i8"}, arch, kind, halves)  # fmt: skip
         small_type = {"IN": TRITON_TYPES[kind][0], "ACC": acc}
         up = {k: v for k, v in FULL.items() if k not in ("STATS", "RESIDUAL")}
         build(small.upconv, {**up, **ON_LOAD, **small_type, "C": 64, "CO": 32, "BM": 64, "BN": 64, "BK": 64, "TAPS": 4,

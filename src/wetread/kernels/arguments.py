@@ -12,7 +12,7 @@ from wetread.errors import EngineError
 
 Tensor: TypeAlias = torch.Tensor
 Three: TypeAlias = tuple[int, int, int]
-Family = Literal["gather", "taps", "planes", "pairs", "march"]
+Family = Literal["gather", "taps", "strided", "planes", "pairs", "march"]
 
 
 @dataclass(frozen=True)

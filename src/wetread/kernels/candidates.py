@@ -38,6 +38,7 @@ class Layer:
         out_size: D, H, W of the output.
         boxes: whether descriptors take the tensors (strides and start multiples of 16 bytes).
         flat: whether voxels are evenly spaced, so that a 1×1×1 kernel sees one row of them.
+        evens: whether family strided takes the input: alone, H and W even, rows dense, planes evenly spaced.
         splits: whether K may be split, parts being added afterwards.
     """
 
@@ -49,6 +50,7 @@ class Layer:
     out_size: Three
     boxes: bool = True
     flat: bool = True
+    evens: bool = False
     splits: bool = True
 
     @property
@@ -74,6 +76,10 @@ def tiles(layer: Layer, chip: Chip) -> list[Tile]:
     """
     taps = layer.boxes and layer.geometry.stride == (1, 1, 1)
     found = list(_plain(layer, chip, taps))
+    if any(tile.family == "strided" for tile in found):
+        found = [t for t in found if t.family == "strided"] + list(
+            _plain(replace(layer, evens=False), chip, taps)
+        )[:4]
     big = layer.batch * layer.voxels >= 64 * 128 * chip.processors // 4
     return found + _planes(layer, chip) if taps and layer.geometry.spread and big else found
 
@@ -95,14 +101,18 @@ def _plain(layer: Layer, chip: Chip, taps: bool) -> Iterator[Tile]:
     shapes = [(64, 4, bn, bk) for bk in reversed(bks) for bn in reversed(bns)]
     shapes += [(128, 8, bns[-1], bk) for bk in bks] + [(128, 4, min(64, bns[-1]), bk) for bk in bks]
     seen: set[Tile] = set()
+    h, w = layer.out_size[1:]
+    strided = layer.boxes and layer.evens and layer.geometry.stride[1:] == (2, 2) and min(h, w) >= 8
     for rows, warps, bn, bk in shapes:
         box = _box(layer.rows, rows) if taps else None
+        if strided and (layer.channels[0] % bk == 0):
+            box = (1, 8, rows // 8)
         programs = layer.batch * -(-layer.voxels // rows) * -(-layer.co // bn)
         for s in _splits(programs, steps // bk, chip) if layer.splits else [1]:
             tile = (
                 Tile("gather", (1, 1, rows), bn, bk, warps, 3 if warps == 8 else 4, s)
                 if box is None
-                else Tile("taps", box, bn, bk, warps, 4, s)
+                else Tile("taps" if taps else "strided", box, bn, bk, warps, 4, s)
             )
             # eight warps gave values that moved where two inputs' loops are split (seen on a Hopper GPU)
             moves = warps == 8 and s > 1 and len(layer.channels) == 2

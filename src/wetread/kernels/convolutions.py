@@ -40,8 +40,9 @@ def conv3d(
         weights: one for each input, packed for the tile's family (`weights.pack_rows`, `pack_pairs`); one for
             all inputs with march (`march.pack`).
         out: [N, DO, HO, WO, CO]; with splits [splits, N, DO, HO, WO, CO] float32, the parts to be added.
-        tile: family and sizes; gather takes any geometry of one group, taps stride 1 along all axes, planes 3×3×3
-            with stride 1 and pads as dilation; pairs and march 3×3×3 with stride, dilation and pads 1.
+        tile: family and sizes; gather takes any geometry of one group, taps stride 1 along all axes, strided 2 along
+            H and W of even sizes (one input whose rows are dense), planes 3×3×3 with stride 1 and pads as dilation;
+            pairs and march 3×3×3 with stride, dilation and pads 1.
         epilogue: not with splits, but for `scale`.
         kernel, stride, dilation: of a kernel padded by dilation · (kernel − 1) / 2, where `geometry` is not given.
         geometry: any other.
@@ -79,6 +80,8 @@ def conv3d(
         _gather(x, weights, out, tile, epilogue, at, unsigned)
     elif tile.family == "taps":
         _taps(x, weights, out, tile, epilogue, at, unsigned)
+    elif tile.family == "strided":
+        _strided(x, weights, out, tile, epilogue, at, unsigned)
     else:
         plain = at.cube or (tile.family == "planes" and at.spread)
         require(plain and not parts, f"3×3×3 at stride 1 without split K for family {tile.family}")
@@ -143,6 +146,39 @@ def _taps(
         *(_descriptor(t, [1, tile.bn, tile.bk]) for t in (weights[0], weights[-1])),
         _descriptor(y, [1, *tile.shape, tile.bn]), *pointers, d, h, w, sums_n, sums_r, co, n,
         C0=x[0].shape[-1], C1=x[-1].shape[-1] if len(x) == 2 else 0, **axis_constants("T", tile.shape),
+        **axis_constants("K", at.kernel), **axis_constants("L", at.dilation), **axis_constants("P", at.before),
+        BN=tile.bn, BK=tile.bk, ACC=accumulator(x[0].dtype), OUT=triton_type(out.dtype), SPLITS=tile.splits,
+        UNSIGNED=unsigned, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def _strided(
+    x: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor, tile: Tile, epilogue: Epilogue, at: Geometry,
+    unsigned: bool,
+) -> None:  # fmt: skip
+    from wetread.kernels.device.conv import strided
+
+    y = out.flatten(0, 1) if out.ndim == 6 else out
+    n, d, h, w, co = (out[0] if out.ndim == 6 else out).shape
+    ni, di, hi, wi, c = x[0].shape
+    sn, sd, sh, sw, _ = x[0].stride()
+    require(
+        len(x) == 1 and at.stride[1:] == (2, 2) and tile.shape[0] == 1, "one input, stride 2 along H and W"
+    )
+    require(
+        hi % 2 == wi % 2 == 0 and sw == c and c % tile.bk == 0,
+        "an even H and W, dense rows, whole blocks of C",
+    )
+    require(ni == 1 or sn == di * sd, "planes evenly spaced over the windows")
+    pairs = torch.as_strided(
+        x[0], (ni * di, hi // 2, 2, wi // 2, 2 * c), (sd, 2 * sh, sh, 2 * c, 1), x[0].storage_offset()
+    )
+    pointers, constants, (sums_n, sums_r) = common_arguments(epilogue, out[0] if out.ndim == 6 else out)
+    grid = (-(-co // tile.bn) * _tiles((d, h, w), tile.shape), n, tile.splits)
+    strided[grid](
+        _descriptor(pairs, [1, tile.shape[1], 1, tile.shape[2], tile.bk]),
+        _descriptor(weights[0], [1, tile.bn, tile.bk]), _descriptor(y, [1, *tile.shape, tile.bn]), *pointers,
+        di, d, h, w, sums_n, sums_r, co, n, C=c, TH=tile.shape[1], TW=tile.shape[2], SD=at.stride[0],
         **axis_constants("K", at.kernel), **axis_constants("L", at.dilation), **axis_constants("P", at.before),
         BN=tile.bn, BK=tile.bk, ACC=accumulator(x[0].dtype), OUT=triton_type(out.dtype), SPLITS=tile.splits,
         UNSIGNED=unsigned, **constants, **overlapped(), num_warps=tile.warps, num_stages=tile.stages,

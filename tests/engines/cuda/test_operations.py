@@ -96,6 +96,32 @@ def test_anisotropic(kernel, stride, pads, family):
     assert check(one, most=2) == {family}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads"),
+    [
+        ((3, 3, 3), 2, [1] * 6),
+        ((1, 3, 3), 1, [0, 1, 1, 0, 1, 1]),
+        ((2, 2, 2), 2, [0] * 6),
+        ((3, 4, 2), 1, [2, 2, 0, 1, 1, 1]),
+    ],
+)
+def test_strided(kernel, stride, pads, dtype):
+    """Two windows: planes beyond one's own are zero, not the neighbour's."""
+    eight = dtype == torch.uint8
+    w = rand(48, 32, *kernel, dtype=torch.int8 if eight else dtype, scale=0.1)
+    more = {"scale": torch.full((48,), 1e-4)} if eight else {"residual": None}
+    one = conv(rand(2, 32, 4, 16, 18, dtype=dtype), w, more={k: v for k, v in more.items() if v is not None},
+               stride=[stride, 2, 2], pads=pads, activation=LEAKY)  # fmt: skip
+    kernels = one.kernels()
+    assert {k["family"] for k in kernels} == {"strided", "gather"}
+    wanted = one.reference()
+    for each in (kernels[0], kernels[-5]):
+        got = one.kernel(each)
+        assert error(got["y"], wanted["y"]) < HALF
+        check_sums(got["sums"], wanted["sums"])
+
+
 @pytest.mark.parametrize("dilation", [2, 4])
 def test_dilated(dilation):
     """MeshNet's layers."""

@@ -1,9 +1,10 @@
 """Three-dimensional convolutions, channels last, as implicit matrix products.
 
-Four families compute the same function and differ in how activations reach the tensor cores:
+Five families compute the same function and differ in how activations reach the tensor cores:
 
 gather   pointers with masks: any kernel, stride, dilation and size, any number of channels
 taps     one descriptor load for each tap: stride 1, any kernel, dilation and pads
+strided  taps at stride 2 along H and W of even sizes: one of two neighbours along each is a coordinate of its own
 planes   accumulators for TD planes; a loaded plane feeds its three depth taps
 pairs    planes, and two neighbours along W as one row (K = 4·C, N = 2·CO)
 
@@ -258,6 +259,66 @@ def taps(
         at = sums_ptr + tile % REPLICAS * sums_r + n.to(tl.int64) * sums_n
         add_sums((y,), (ok,), 1, at, cols, cols_ok)
     y_desc.store([split * part + n, d0, h0, w0, c0], narrow(y, inverse, OUT).reshape(1, TD, TH, TW, BN))
+
+
+@triton.jit
+def strided(
+    x_desc, w_desc, y_desc, scale_ptr, bias_ptr, res_ptr, sums_ptr, inverse, rn, rd, rh, rw,
+    DI, D, H, W, sums_n, sums_r, CO, part,
+    C: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, SD: tl.constexpr,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
+    PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, OUT: tl.constexpr, SCALED: tl.constexpr,
+    BIASED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATS: tl.constexpr,
+    REPLICAS: tl.constexpr, SPLITS: tl.constexpr, UNSIGNED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Stride SD along D, 2 along H and W. x is [N·DI, H, 2, W, 2·C] for outputs of H, W; BK divides C.
+
+    L and P with an axis are its dilation and the zeros before it; with splits y is as in taps.
+    """
+    after_previous(PDL)
+    NB = tl.cdiv(CO, BN)
+    pid = tl.program_id(0)
+    n = tl.program_id(1)
+    split = tl.program_id(2)
+    c0 = (pid % NB) * BN
+    tile = pid // NB
+    nw = tl.cdiv(W, TW)
+    nh = tl.cdiv(H, TH)
+    w0 = (tile % nw) * TW
+    h0 = ((tile // nw) % nh) * TH
+    d0 = tile // (nw * nh)
+    BM: tl.constexpr = TH * TW
+    NK: tl.constexpr = C // BK
+    steps: tl.constexpr = KD * KH * KW * NK
+    acc = tl.zeros((BM, BN), dtype=ACC)
+    for it in range(split * steps // SPLITS, (split + 1) * steps // SPLITS):
+        tap = it // NK
+        kc = (it % NK) * BK
+        d = d0 * SD - PD + tap // (KH * KW) * LD
+        h = (tap // KW) % KH * LH - PH
+        w = tap % KW * LW - PW
+        # a plane before or after the window's own reads zero, not the neighbouring window
+        plane = tl.where((d >= 0) & (d < DI), n * DI + d, -1)
+        a = x_desc.load([plane, h0 + (h >> 1), h & 1, w0 + (w >> 1), (w & 1) * C + kc]).reshape(BM, BK)
+        b = w_desc.load([tap, c0, kc]).reshape(BN, BK)
+        acc = tl.dot(signed(a, UNSIGNED), b.T, acc, out_dtype=acc.dtype)
+    cols = c0 + tl.arange(0, BN)
+    cols_ok = cols < CO
+    r = tl.arange(0, BM)
+    h = h0 + r // TW
+    w = w0 + r % TW
+    ok = (h < H) & (w < W)
+    res = res_ptr + n.to(tl.int64) * rn
+    res_at = (d0 * rd + h * rh + w * rw)[:, None] + cols[None, :]
+    y = finish(
+        acc, scale_ptr, bias_ptr, res, res_at, ok[:, None] & cols_ok[None, :], cols, cols_ok, SCALED, BIASED,
+        RESIDUAL, ACT, SLOPE,
+    )  # fmt: skip
+    if STATS:
+        at = sums_ptr + tile % REPLICAS * sums_r + n.to(tl.int64) * sums_n
+        add_sums((y,), (ok,), 1, at, cols, cols_ok)
+    y_desc.store([split * part + n, d0, h0, w0, c0], narrow(y, inverse, OUT).reshape(1, 1, TH, TW, BN))
 
 
 @triton.jit

@@ -88,7 +88,11 @@ class ConvNorm(Operation):
             site.layer, boxes=boxed_inputs(convolution(step), program),
             splits=group == 1 or ("bias" not in step.inputs and not site.unsigned),
         )  # fmt: skip
-        found = [launching.tile_json(t) for t in tiles(layer, chip(target)) if t.family in ("taps", "gather")]
+        found = [
+            launching.tile_json(t)
+            for t in tiles(layer, chip(target))
+            if t.family in ("taps", "strided", "gather")
+        ]
         every = [{**kernel, "reduce": {"bc": bc, "warps": warps}} for kernel in found]
         return every + [{**kernel, "reduce": {"bc": bc, "warps": 16}} for kernel in found[:2] if warps == 8]
 

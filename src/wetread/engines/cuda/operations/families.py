@@ -16,7 +16,8 @@ from wetread.kernels.candidates import pair_tiles, tiles
 from wetread.kernels.hopper import march
 
 _PREPARE: Mapping[str, Callable[[Step, Kernel, Arrays], Launch]] = {
-    "gather": launching.prepare_tiled, "taps": launching.prepare_tiled, "planes": launching.prepare_tiled,
+    "gather": launching.prepare_tiled, "taps": launching.prepare_tiled,
+    "strided": launching.prepare_tiled, "planes": launching.prepare_tiled,
     "pairs": launching.prepare_tiled, "march": launching.prepare_tiled, "few": launching.prepare_few,
     "head": launching.prepare_head, "depthwise": launching.prepare_depthwise,
     "march2": launching.prepare_march2, "first": launching.prepare_first, "point": launching.prepare_point,

@@ -136,6 +136,7 @@ class Site:
         layer = Layer(
             x.shape[0], channels, weight.shape[0], operand, geometry, _three(y.shape[2:]),
             boxes=all(boxed(s) for s in boxes) and all(c * size % 16 == 0 for c in channels),
+            evens=len(channels) == 1 and norm is None and _evens(x),
             flat=all(even_voxels(s) for s in (*maps, y)), splits=even_rows(y) and all(even_rows(s) for s in maps),
         )  # fmt: skip
         leaky = all((kernel_activation(a) or ("", 0))[0] == "leaky" for a in applied)
@@ -206,6 +207,14 @@ def _unlike(x: TensorSpec, x2: TensorSpec | None, operand: torch.dtype, normed: 
     kinds = (operand, torch.float32) if operand in HALVES else (operand,)
     unsigned = x.torch_dtype == torch.uint8 and operand == torch.int8
     return x.torch_dtype not in kinds and not unsigned
+
+
+def _evens(x: TensorSpec) -> bool:
+    """Whether H and W are even, rows dense, planes evenly spaced over windows."""
+    n, c, *size = x.shape
+    if len(size) < 3 or size[1] % 2 or size[2] % 2 or x.strides[4] != c:
+        return False
+    return n == 1 or x.strides[0] == size[0] * x.strides[2]
 
 
 def _three(size: tuple[int, ...]) -> tuple[int, int, int]:
