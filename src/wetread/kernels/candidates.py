@@ -77,7 +77,7 @@ def tiles(layer: Layer, chip: Chip) -> list[Tile]:
     taps = layer.boxes and layer.geometry.stride == (1, 1, 1)
     found = list(_plain(layer, chip, taps))
     if any(tile.family == "strided" for tile in found):
-        found = [t for t in found if t.family == "strided"] + list(
+        found = [t for t in found if t.family == "strided"][:8] + list(
             _plain(replace(layer, evens=False), chip, taps)
         )[:4]
     big = layer.batch * layer.voxels >= 64 * 128 * chip.processors // 4
