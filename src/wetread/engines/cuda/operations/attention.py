@@ -84,7 +84,9 @@ class Attention(Operation):
         if features > 256 or ("bias" in step.inputs and program.spec(step.inputs["bias"]).shape[0] != 1):
             return []
         _, keys = _tokens(step, program)
-        tiles = [t for t in _TILES if t[0] <= max(16, 2 * keys) and t[1] <= max(32, 2 * keys)]
+        tiles = [t for t in _TILES if t[0] <= 2 * keys and t[1] <= 2 * keys] or [(16, 32, 2, 2)]
+        if target.hopper and "fill" not in step.inputs:  # keys would go to wgmma unfenced, see `matmul.tiles`
+            tiles = [(bm, bn, warps, 1 if bm >= 64 else stages) for bm, bn, warps, stages in tiles]
         size = max(16, features) * spec.torch_dtype.itemsize
         fits = [t for t in tiles if not target.shared_bytes or 4 * t[1] * size * t[3] <= target.shared_bytes]
         return [{"family": "flash", "tile": list(t)} for t in fits]
@@ -141,7 +143,7 @@ class _Added:
         self.bias = at.inputs["bias"].to(dtype) if "bias" in at.inputs else None
         self.mask = at.inputs["mask"].to(dtype) if "mask" in at.inputs else None
         self.regions = at.inputs.get("regions")
-        self.apart = torch.tensor(apart, dtype=dtype)
+        self.dtype, self.apart = dtype, apart
         found = self.mask if self.mask is not None else self.regions
         self.windows = None if found is None else int(found.shape[0])
 
@@ -159,7 +161,7 @@ class _Added:
             assert self.regions is not None
             at = torch.arange(first, first + count, device=self.regions.device) % windows
             r = self.regions[at]
-            more = torch.where(r[:, None, :, None] == r[:, None, None, :], 0.0, self.apart.to(r.device))
+            more = (r[:, None, :, None] != r[:, None, None, :]).to(self.dtype) * self.apart
         return more if bias is None else bias + more
 
 

@@ -95,10 +95,10 @@ class Matmul(Operation):
         k, n = specs["b"].shape
         rows = math.prod(specs["y"].shape[:-1])
         found: list[Kernel] = []
-        for bm, bn, bk, warps, stages in _MANY if rows > FEW_ROWS else _FEW:
-            if bn > max(64, 2 * _power(n)) or bk > max(64, _power(k)):
+        size = specs["a"].torch_dtype.itemsize
+        for bm, bn, bk, warps, stages in tiles(rows, k, target):
+            if bn > max(64, 2 * _power(n)):
                 continue
-            size = specs["a"].torch_dtype.itemsize
             if target.shared_bytes and (bm + bn) * bk * size * stages > target.shared_bytes:
                 continue
             found.append({"family": "rows", "tile": [bm, bn, bk, warps, stages]})
@@ -147,14 +147,38 @@ class Matmul(Operation):
 
 
 _MANY = (
-    (128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (64, 64, 64, 4, 3), (64, 256, 64, 8, 2), (128, 64, 32, 4, 4),
-    (64, 128, 64, 4, 4), (128, 64, 16, 4, 3), (128, 256, 64, 8, 3),
-)  # fmt: skip
-_FEW = (
-    (32, 64, 64, 4, 4), (64, 64, 64, 4, 3), (16, 64, 128, 4, 4), (32, 32, 128, 4, 4), (64, 32, 64, 4, 4),
-    (64, 128, 64, 4, 4), (16, 32, 256, 4, 3),
-)  # fmt: skip
-"""Rows, columns, K of a step, warps, stages: for many rows, and for too few to fill a device with large tiles."""
+    (128, 64, 64, 4, 3),
+    (64, 64, 64, 4, 3),
+    (128, 64, 32, 4, 4),
+    (128, 128, 32, 8, 3),
+    (64, 128, 32, 4, 3),
+)
+_FEW = ((32, 64, 64, 4, 4), (64, 64, 64, 4, 3), (64, 32, 64, 4, 4), (16, 64, 128, 4, 4), (32, 32, 128, 4, 4))
+_AT_ONCE = {
+    64: ((128, 64, 4), (64, 64, 4), (128, 128, 8), (64, 256, 8), (128, 32, 4), (256, 64, 8), (64, 128, 4)),
+    128: ((128, 64, 8), (64, 64, 4), (64, 128, 8), (128, 128, 8), (64, 32, 4), (32, 64, 4), (32, 128, 4)),
+    256: ((64, 64, 8), (64, 32, 4), (32, 64, 4), (32, 32, 4), (128, 64, 8), (64, 128, 8), (16, 64, 4)),
+    512: ((64, 64, 8), (32, 64, 8), (64, 32, 8), (32, 32, 4), (16, 64, 8), (16, 32, 4)),
+}
+"""Rows, columns and warps of a product whose K is one block of this size."""
+
+
+def tiles(rows: int, k: int, target: Target) -> list[tuple[int, int, int, int, int]]:
+    """Rows, columns, K of a step, warps and stages that are worth timing.
+
+    From Hopper on K is one block, or is not pipelined. Triton 3.6 writes pipelined operands by cp.async and reads them
+    by wgmma with no proxy fence between; on the H200 tiles of 128 columns and more gave wrong values that way
+    (relative errors up to 0.8, another one in each run). What goes through registers is fenced; tiles of fewer than
+    64 rows are products of warps, which need none.
+    """
+    if (8, 0) <= target.capability < (9, 0):
+        return [tile for tile in (_MANY if rows > FEW_ROWS else _FEW) if tile[2] <= max(64, _power(k))]
+    block = max(16, _power(k))
+    held = _AT_ONCE[max(64, block)] if block <= 512 else _AT_ONCE[256]
+    few = rows <= FEW_ROWS
+    return [
+        (bm, bn, min(block, 256 if block > 512 else 512), w, 1) for bm, bn, w in held if not few or bm <= 64
+    ]
 
 
 def _power(n: int) -> int:

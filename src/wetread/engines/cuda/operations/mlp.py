@@ -18,6 +18,7 @@ from wetread.engines.cuda.operations.base import (
     store,
     wide,
 )
+from wetread.engines.cuda.operations.matmul import tiles
 from wetread.engines.cuda.program import Program, Step
 from wetread.kernels.matmul import Product, RowTile, linear, pack_linear
 from wetread.kernels.mlp import MlpTile, mlp
@@ -66,8 +67,11 @@ class Mlp(Operation):
         """Both layers in one program, or one after the other with scratch between them."""
         if not target.triton:
             return []
-        joined: list[Kernel] = [{"family": "mlp", "tile": list(tile)} for tile in _TILES]
-        return joined + [{"family": "pair", "first": list(a), "second": list(b)} for a, b in _PAIRS]
+        a, b = program.spec(step.inputs["a"]), program.spec(step.inputs["b1"])
+        rows, stages = math.prod(a.shape[:-1]), 2 if (8, 0) <= target.capability < (9, 0) else 1
+        joined: list[Kernel] = [{"family": "mlp", "tile": [*tile, stages]} for tile in _TILES]
+        pairs = zip(tiles(rows, b.shape[0], target), tiles(rows, b.shape[1], target), strict=False)
+        return joined + [{"family": "pair", "first": list(x), "second": list(y)} for x, y in [*pairs][:3]]
 
     def scratch_bytes(self, step: Step, program: Program, kernel: Kernel | None) -> int:
         """What lies between the layers, where they run one after the other."""
@@ -118,11 +122,7 @@ class Mlp(Operation):
         return Work(flop, super().work(step, program).bytes)
 
 
-_TILES = ((128, 64, 4, 2), (64, 64, 4, 2), (128, 32, 4, 3), (128, 64, 8, 2), (64, 32, 4, 3))
-_PAIRS = (
-    ((64, 256, 64, 8, 2), (64, 64, 64, 4, 3)),
-    ((128, 64, 64, 4, 3), (128, 64, 64, 4, 3)),
-    ((64, 128, 64, 4, 4), (64, 128, 64, 4, 4)),
-)
+_TILES = ((128, 64, 8), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 64, 4))
+"""Rows, hidden features of a step, warps; stages are those of `matmul.tiles`."""
 
 OPERATIONS = (Mlp(),)
