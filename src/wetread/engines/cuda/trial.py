@@ -53,7 +53,7 @@ _RELATIVE = {
 }  # fmt: skip
 _TF32 = 2e-3
 _SUMS_OF_FLOAT8 = 5e-3
-"""Hopper's tensor cores add products of E4M3 with 14 bits: sums of 6912 to 13824 of them were seen off by 2.0 to 2.5e-3."""
+"""Hopper's tensor cores add products of E4M3 with 14 bits: sums of 6912 to 13824 were seen off by 2.0 to 2.5e-3."""
 _MADE_ON_LOAD = {"int8": 1.5e-2, "uint8": 1.5e-2, "float8_e4m3fn": 4e-2}
 """Where the kernel makes its 8-bit operand from float16: some values fall to the other side of a half (float16
 arithmetic, 6 % of them at the most), each worth one step; the whole stays near the noise of quantisation itself."""
