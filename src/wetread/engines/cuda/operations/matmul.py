@@ -166,10 +166,10 @@ _AT_ONCE = {
 def tiles(rows: int, k: int, target: Target) -> list[tuple[int, int, int, int, int]]:
     """Rows, columns, K of a step, warps and stages that are worth timing.
 
-    From Hopper on K is one block, or is not pipelined. Triton 3.6 writes pipelined operands by cp.async and reads them
-    by wgmma with no proxy fence between; on the H200 tiles of 128 columns and more gave wrong values that way
-    (relative errors up to 0.8, another one in each run). What goes through registers is fenced; tiles of fewer than
-    64 rows are products of warps, which need none.
+    From Hopper on K is one block, or is not pipelined: on the H200 pipelined tiles of 64 rows and more gave wrong
+    values, another one in each run (relative errors up to 0.8, most where columns were 128 and more). Triton 3.6 writes
+    such operands by cp.async and reads them by wgmma with no proxy fence between, which is the likely cause. What goes
+    through registers is fenced; tiles of fewer rows are products of warps, which need none, and never were wrong.
     """
     if (8, 0) <= target.capability < (9, 0):
         return [tile for tile in (_MANY if rows > FEW_ROWS else _FEW) if tile[2] <= max(64, _power(k))]
