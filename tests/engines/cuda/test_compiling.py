@@ -61,6 +61,17 @@ def test_no_processes_no_workers():
     assert compile_all(programs.chain((4,)), {"a": ("x", None)}, torch.device("cpu"), 0, print) == {}
 
 
+def test_kernels_are_compiled_later_where_no_worker_starts(monkeypatch):
+    """Nothing drops out that was never tried."""
+    monkeypatch.setattr("wetread.engines.cuda.compiling._start", bad.start_badly)
+    lines = []
+    program = programs.chain((4,))
+    program.steps = [Step("copied", "copy", {"x": "x"}, {"y": "t0"}, {})]
+    jobs = {"a": ("copied", {"family": "none such"})}
+    assert compile_all(program, jobs, torch.device("cpu"), 1, lines.append) == {}
+    assert "a worker could not be started" in lines[0]
+
+
 def test_a_script_needs_no_guard(tmp_path):
     """Workers do not run the script's top level once more."""
     script = tmp_path / "script.py"

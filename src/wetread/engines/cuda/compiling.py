@@ -110,7 +110,7 @@ def run_all(
             worker.process.join()
             worker.pipe.close()
     for job in todo:
-        failed[job.key] = "no worker could be started"
+        failed[job.key] = _UNDONE
     return failed
 
 
@@ -131,6 +131,7 @@ def _no_main() -> Iterator[None]:
 
 _MAIN = threading.Lock()
 _START = "\0start"
+_UNDONE = "no worker could be started"
 
 
 def _hopeless(failed: dict[str, str]) -> bool:
@@ -211,7 +212,8 @@ def compile_all(
         log: told what drops out.
 
     Returns:
-        What went wrong, by key; not what only a worker's share of memory was too small for.
+        What went wrong, by key; not what only a worker's share of memory was too small for, and nothing of kernels
+        for which no worker could be started: those are compiled when they are timed, one after the other.
     """
     processes = _processes(program, processes, device)
     if not processes or not jobs:
@@ -220,6 +222,9 @@ def compile_all(
         Plan.make(replace(program, steps=[s.with_kernel(None) for s in program.steps])).save(folder, "tuned")
         crew = Crew(_start, _launch, (folder, str(device)), _lost)
         failed = run_all([Job(key, payload) for key, payload in jobs.items()], crew, processes)
+    if reason := failed.pop(_START, ""):
+        log(f"a worker could not be started: {reason}")
+        failed = {key: text for key, text in failed.items() if text != _UNDONE}
     for key, text in failed.items():
         log(f"  {jobs[key][0]}: drops out: {kernel_text(jobs[key][1])}: {text}")
     return {key: text for key, text in failed.items() if not text.startswith("OutOfMemoryError")}
