@@ -222,3 +222,21 @@ def test_drafts_refuse_what_is_no_graph():
     draft.nodes[3].input[0] = "nowhere"
     with pytest.raises(GraphError, match="'nowhere'"):
         draft.graph()
+
+
+@pytest.mark.parametrize("operator", ["Conv", "Add"])
+def test_a_bias_may_become_zero(operator):
+    """Decay takes biases before instance norms to 1e-9; adding one changes nothing that float16 could hold."""
+    rng = np.random.default_rng(0)
+    b = Builder()
+    weight = b.constant(rng.normal(size=(4, 1, 3, 3, 3)).astype(np.float32), "weight")
+    bias = b.constant(np.full((4,) if operator == "Conv" else (1, 4, 1, 1, 1), 1e-9, np.float32), "bias")
+    if operator == "Conv":
+        x = b.add("Conv", ["image", weight, bias], kernel_shape=[3] * 3, pads=[1] * 6)
+    else:
+        x = b.add("Add", [b.add("Conv", ["image", weight], kernel_shape=[3] * 3, pads=[1] * 6), bias])
+    graph = graph_of(b, b.add("Relu", [x]), 1, 4)
+    lowered, report = to_half(graph, ranges_of(graph, (1, 8, 8, 8)))
+    assert {layer.precision for layer in report.layers} == {"float16"}
+    array = windows(1, (1, 8, 8, 8))[0].array
+    assert error(onnxruntime(lowered, array), onnxruntime(graph, array)) < 2e-3

@@ -66,8 +66,9 @@ def to_half(graph: Graph, ranges: Ranges, *, kept: Collection[str] = ()) -> tupl
 
     A node stays in float32 where: a value that it reads or writes comes within a factor of 2 of float16's largest
     (65504); the squares (norms) or values (means, sums) that it adds up do; more than 1 % of its non-zero values
-    would become 0; one of its weights does not fit; it was not observed; or its operator takes no float16. Casts
-    stand only where float16 and float32 meet; inputs and outputs of the network stay float32.
+    would become 0; one of its weights does not fit; it was not observed; or its operator takes no float16. Constants
+    that are only added, such as a bias, may become 0. Casts stand only where float16 and float32 meet; inputs and
+    outputs of the network stay float32.
 
     Convolutions and matrix products add up in float32 on every device that has float16 units, so only what they
     write is judged. An average over a few voxels (AveragePool) is judged like a whole channel's: on the safe side.
@@ -122,7 +123,7 @@ def _judge(graph: Graph, node: Node, place: HalfPlaces | None, ranges: Ranges) -
     for number in sorted(place.inputs):
         weight = graph.weights.get(node.input[number])
         if weight is not None and weight.dtype == np.float32:
-            reason = unfit_weight(node.input[number], weight)
+            reason = unfit_weight(node.input[number], weight, vanishing=not _added(node, number))
             if reason:
                 return _Keep(reason, True)
     makers = {name: other.op_type for other in graph.nodes for name in other.output}
@@ -141,15 +142,30 @@ def _judge(graph: Graph, node: Node, place: HalfPlaces | None, ranges: Ranges) -
     return _sum_unfit(node, ranges[values[0]]) if values else None
 
 
-def unfit_weight(name: str, weight: NDArray[np.float32]) -> str:
-    """Why a weight does not fit into float16; empty where it does."""
+def _added(node: Node, number: int) -> bool:
+    """Whether a constant is only added to what the node writes.
+
+    One that becomes 0 is then off by at most 2^-25, which is what rounding the result to float16 may cost anyway.
+    Biases before an instance norm are such: nothing trains them, and decay takes them to 1e-9.
+    """
+    return node.op_type == "Add" or (number == 2 and node.op_type in ("Conv", "ConvTranspose", "Gemm"))
+
+
+def unfit_weight(name: str, weight: NDArray[np.float32], *, vanishing: bool = True) -> str:
+    """Why a weight does not fit into float16; empty where it does.
+
+    Args:
+        name: for the reason.
+        weight: its values.
+        vanishing: whether values that become 0 count.
+    """
     magnitudes = np.abs(weight)
     largest = float(magnitudes.max(initial=0.0))
     if largest > LARGEST:
         return f"weight {name!r} reaches {largest:.3g}, float16 ends at 65504"
     nonzero = int(np.count_nonzero(magnitudes))
     lost = int(np.count_nonzero(magnitudes <= 2.0**-25)) - (magnitudes.size - nonzero)
-    if lost > VANISHING * nonzero:
+    if vanishing and lost > VANISHING * nonzero:
         return f"{100 * lost / nonzero:.0f} % of weight {name!r} would become 0 in float16"
     return ""
 
