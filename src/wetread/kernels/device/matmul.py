@@ -14,7 +14,7 @@ def sigmoid(y):
 
 @triton.jit
 def gelu(y):
-    """y · Φ(y), within 7e-7 of it: Φ(−a) = exp2 of a polynomial in a, fitted up to 5.5 (Φ is 2e-8 there).
+    """GELU, y · Φ(y), within 7e-7: Φ(−a) = exp2 of a polynomial in a, fitted up to 5.5 (Φ is 2e-8 there).
 
     A third of the instructions of the library's erf, which bound layers of few features.
     """
