@@ -14,7 +14,7 @@ Descriptors return zero outside the tensor, which is the padding; stores outside
 import triton
 import triton.language as tl
 
-from wetread.kernels.device.epilogue import add_sums, after_previous, finish, narrow, put
+from wetread.kernels.device.epilogue import add_sums, after_previous, before_product, finish, narrow, put
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def signed(a, UNSIGNED: tl.constexpr):
 def gather_steps(
     acc, x_ptr, w_ptr, base, d0, h0, w0, row_ok, lo, hi, D, H, W, xd, xh, xw, cols, cols_ok, CO,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, LD: tl.constexpr, LH: tl.constexpr, LW: tl.constexpr,
-    BK: tl.constexpr, UNSIGNED: tl.constexpr,
+    BK: tl.constexpr, UNSIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Adds the steps lo..hi (tap-major, then blocks of channels) of one input."""
     NK: tl.constexpr = (C + BK - 1) // BK
@@ -53,6 +53,7 @@ def gather_steps(
                 mask=cols_ok[None, :] & k_ok[:, None],
                 other=0.0,
             )
+        before_product(it, PDL)
         acc = tl.dot(signed(a, UNSIGNED), b, acc, out_dtype=acc.dtype)
     return acc
 
@@ -96,13 +97,13 @@ def gather(
     acc = tl.zeros((BM, BN), dtype=ACC)
     acc = gather_steps(
         acc, x0_ptr + n * x0n, w0_ptr, zero, d0, h0, w0, row_ok, lo, tl.minimum(hi, n0), D, H, W, x0d, x0h, x0w,
-        cols, cols_ok, CO, C0, KH, KW, LD, LH, LW, BK, UNSIGNED,
+        cols, cols_ok, CO, C0, KH, KW, LD, LH, LW, BK, UNSIGNED, PDL,
     )  # fmt: skip
     if C1 > 0:
         tl.debug_barrier()
         acc = gather_steps(
             acc, x1_ptr + n * x1n, w1_ptr, zero, d0, h0, w0, row_ok, tl.maximum(lo - n0, 0), hi - n0, D, H, W,
-            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, LD, LH, LW, BK, UNSIGNED,
+            x1d, x1h, x1w, cols, cols_ok, CO, C1, KH, KW, LD, LH, LW, BK, UNSIGNED, PDL,
         )  # fmt: skip
     ok = row_ok[:, None] & cols_ok[None, :]
     res_at = (do * rd + ho * rh + wo * rw)[:, None] + cols[None, :]

@@ -13,6 +13,23 @@ def after_previous(PDL: tl.constexpr):
 
 
 @triton.jit
+def before_product(step, PDL: tl.constexpr):
+    """Makes operands that arrived by pointers visible to Hopper's tensor cores, which read by another proxy.
+
+    Triton 3.6 pipelines such loads as cp.async and leaves the fence out before wgmma (loads by descriptors need none).
+    """
+    if PDL:
+        tl.inline_asm_elementwise(
+            "fence.proxy.async.shared::cta; mov.b32 $0, $1;",
+            "=r,r",
+            [step],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def put(items, at: tl.constexpr, value):
     """The tuple with one item replaced (Triton's tuples are values)."""
     return items[:at] + (value,) + items[at + 1 :]

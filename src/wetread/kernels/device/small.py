@@ -3,7 +3,15 @@
 import triton
 import triton.language as tl
 
-from wetread.kernels.device.epilogue import activated, add_sums, after_previous, finish, narrow, read_norm
+from wetread.kernels.device.epilogue import (
+    activated,
+    add_sums,
+    after_previous,
+    before_product,
+    finish,
+    narrow,
+    read_norm,
+)
 
 
 @triton.jit
@@ -213,6 +221,7 @@ def upconv(
         wt = w_ptr + (tap * 2 * CO + cols)[None, :] * C
         if C <= BK:
             b = tl.load(wt + ks[:, None], mask=cols_ok[None, :] & (ks < C)[:, None], other=0.0)
+            before_product(t, PDL)
             acc = tl.dot(a, b, out_dtype=ACC)
         else:
             acc = tl.zeros((BM, BN), dtype=ACC)
@@ -227,6 +236,7 @@ def upconv(
                     )  # fmt: skip
                 a = up_input(at, kk, k_ok, row_ok, m, s, in_inverse, IN, NORM, IN_ACT, IN_SLOPE)
                 b = tl.load(wt + kk[:, None], mask=cols_ok[None, :] & k_ok[:, None], other=0.0)
+                before_product(k0, PDL)
                 acc = tl.dot(a, b, acc, out_dtype=ACC)
         y = finish(
             acc, scale_ptr, bias_ptr, bias_ptr, channels[None, :], ok, channels, cols_ok, SCALED, BIASED, False, ACT,
@@ -275,6 +285,7 @@ def head(
         at = x_ptr + n * xn + d * xd + h * xh + w * xw
         a = up_input(at, c, c_ok, row_ok, m, s, in_inverse, IN, NORM, IN_ACT, IN_SLOPE)
         ok = row_ok[:, None] & k_ok[None, :]
+        before_product(i, PDL)
         acc = tl.dot(a, b, out_dtype=ACC)
         y = finish(
             acc, scale_ptr, bias_ptr, bias_ptr, k[None, :], ok, k, k_ok, SCALED, BIASED, False, ACT, SLOPE
