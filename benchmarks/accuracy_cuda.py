@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from wetread.build.cases import CaseShelf, LoadedCase, case_shelf
-from wetread.build.gate import Answer, GateOptions, Original, Reader, run_gate
+from wetread.build.gate import Answer, GateOptions, Reader, score_case
 from wetread.build.metrics import dice, match
+from wetread.build.verdict import GateLimits, GateResult
 from wetread.package import Package
 
 
@@ -64,11 +65,12 @@ def judge(entry: dict[str, Any], engine: str, cpu: str) -> list[dict[str, Any]]:
         rows.append(
             {"network": entry["name"], "precision": info.precision, "against": other.backend, "cases": cases}
         )
-    keeper = Original(original, GateOptions(engine))
+    loaded = {case.name: case for case in map(shelf.load, shelf.cases)}
     for path in entry["candidates"]:
         candidate = Package.open(Path(path))
         after, info = answers(candidate, shelf, engine)
-        result = run_gate(candidate, keeper, shelf, options=GateOptions(engine))
+        scores = (score_case(loaded[n], before[n], after[n], candidate.recipe) for n in before)
+        result = GateResult(candidate.hash, info, GateLimits(), tuple(scores))
         cases = [compare(name, before[name], after[name], labels) for name in before]
         rows.append({
             "network": entry["name"], "precision": info.precision, "against": f"float32 on {engine}",

@@ -119,14 +119,14 @@ class Stack:
     Attributes:
         name: one of `STACKS`.
         run: from input to output, both float32 or float16 tensors.
-        peak_bytes: device memory at most, weights included.
+        peak_bytes: device memory at most, weights included; None for CUDA graphs, whose pools torch counts apart.
         note: such as the memory format that was faster.
         given: an input to time it with.
     """
 
     name: str
     run: Callable[[torch.Tensor], torch.Tensor]
-    peak_bytes: int = 0
+    peak_bytes: int | None = None
     note: str = ""
     given: torch.Tensor | None = None
     keep: Any = field(default=None, repr=False)
@@ -189,7 +189,8 @@ def stack(name: str, model: Model, x: torch.Tensor, channels_last: bool = True) 
     for _ in range(4 if CUDA else 1):
         run(given)
     clear()
-    return Stack(name, run, peak_of(lambda: run(given), base), "", given, keep)
+    peak = None if name == "torch.compile" else peak_of(lambda: run(given), base)
+    return Stack(name, run, peak, "", given, keep)
 
 
 def best_compile(model: Model, x: torch.Tensor) -> Stack:

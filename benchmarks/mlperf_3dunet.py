@@ -305,7 +305,7 @@ class Benchmark:
             network_ms_per_window=per_window[best], network_ms_by_batch=per_window,
             tflops=rate / 1e12, share_of_peak=rate / PEAK[precision], windows=windows,
             extrapolated=scale > 1.001, batches=sorted(set(sizes), reverse=True),
-            peak_bytes=self.built[name].peak_bytes if ours else max(s.peak_bytes for s in self.stacks[name].values()),
+            peak_bytes=self.built[name].peak_bytes if ours else self.stacks[name][best].peak_bytes,
             window_peak_bytes=self.built[name].plans[1].bytes + self.built[name].store.bytes
             if ours and 1 in self.built[name].plans else self.stacks[name][1].peak_bytes if not ours else None,
             ring_bytes=self.offline[name].runner.bytes if ours else None,

@@ -160,7 +160,7 @@ class Run:
         return found
 
     def add(self, row: Row, engine: str, precision: str, times: dict[str, float], flop: int, error: float,
-            peak: int, against: dict[str, float], **more: Any) -> None:  # fmt: skip
+            peak: int | None, against: dict[str, float], **more: Any) -> None:  # fmt: skip
         """One line."""
         rate = flop / times["median"] * 1e3
         self.journal.add(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlperf_report import steps
+from mlperf_report import noted, steps
 
 HEAD = """\
 # Networks of several kinds on one H200
@@ -34,6 +34,22 @@ MEMORY = """## Memory of a context
 |---|---|---|---|---|---|"""
 
 
+EARLIER = """## Against PyTorch of another run
+
+The lease ended before PyTorch's stacks of these networks were timed again; wetread's times are of a run of the same
+evening, PyTorch's of an earlier one on the same kind of machine (torch 2.11, medians, better memory format).
+
+| network | window | wetread float16, ms | eager autocast, ms | torch.compile, ms | × eager | × torch.compile |
+|---|---|---|---|---|---|---|"""
+
+
+def _earlier(row: dict[str, Any], earlier: dict[str, list[float]]) -> str:
+    ms, (eager, compiled) = row["ms_per_window"], earlier[row["network"]]
+    cells = [row["network"], row["window"], f"{ms:.3f}", f"{eager:.2f}", f"{compiled:.2f}", f"{eager / ms:.1f}",
+             f"{compiled / ms:.2f}"]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
 def report(data: dict[str, Any], out: Path) -> None:
     """Writes cuda-networks.md and cuda-networks.json."""
     out.mkdir(parents=True, exist_ok=True)
@@ -42,6 +58,10 @@ def report(data: dict[str, Any], out: Path) -> None:
     lines += [_row(row) for row in data["rows"]]
     lines += [FOOT, MEMORY]
     lines += [_memory(row, data["rows"]) for row in data["rows"] if row["engine"] == "wetread"]
+    if "earlier" in data:
+        lines += ["", EARLIER]
+        lines += [_earlier(row, data["earlier"]) for row in data["rows"] if row.get("run") == "earlier"]
+    lines += noted(data)
     for title, rows in data.get("steps", {}).items():
         lines += steps(title + ", 1", rows)
     (out / "cuda-networks.md").write_text("\n".join(lines) + "\n")
@@ -53,10 +73,14 @@ def _row(row: dict[str, Any]) -> str:
     cells = [
         row["network"], row["window"], f"**wetread {row['precision']}**" if ours else row["engine"],
         f"{row['ms_per_window']:.3f} ({low:.3f}–{high:.3f})", f"{row['tflops']:.0f}", f"{row['share_of_peak']:.0%}",
-        _times(row["times_eager"]), _times(row["times_compile"]), f"{row['peak_bytes'] / 2**30:.2f}",
+        _times(row["times_eager"]), _times(row["times_compile"]), _gib(row["peak_bytes"]),
         "" if row["relative_l2"] is None else f"{row['relative_l2']:.1e}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def _gib(value: int | None) -> str:
+    return "" if value is None else f"{value / 2**30:.2f}"
 
 
 def _times(value: float | None) -> str:
