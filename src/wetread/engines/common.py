@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +30,58 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class StreamTicket:
+    """A batch on a device's stream: done once the stream has passed the event behind it.
+
+    Args:
+        reached: whether the device has done the batch; may raise EngineError.
+        collect: waits, copies and checks the outputs; raises what went wrong.
+    """
+
+    def __init__(self, reached: Callable[[], bool], collect: Callable[[], None]) -> None:
+        self._left: tuple[Callable[[], bool], Callable[[], None]] | None = (reached, collect)
+        self._error: EngineError | None = None
+
+    def done(self) -> bool:
+        """True once the outputs are written; never waits for the device."""
+        if self._left is None:
+            return True
+        try:
+            if not self._left[0]():
+                return False
+        except EngineError as error:
+            self._finish(error)
+        self.settle()
+        return True
+
+    def wait(self) -> None:
+        """Blocks until the outputs are written, and checks them.
+
+        Raises:
+            NotFiniteError: an input or an output holds NaN or infinity.
+            DeviceFaultError: the device was lost.
+            EngineError: the device failed.
+        """
+        self.settle()
+        if self._error is not None:
+            raise self._error
+
+    def settle(self) -> None:
+        """Waits and keeps the outcome for `wait`; the context's memory is free afterwards."""
+        if self._left is None:
+            return
+        try:
+            self._left[1]()
+        except EngineError as error:
+            self._finish(error)
+        else:
+            self._finish(None)
+
+    def _finish(self, error: EngineError | None) -> None:
+        self._error = error
+        self._left = None  # arrays of a batch that is done are held no longer
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from wetread.engines.common import Closing, Port
+from wetread.engines.common import Closing, Port, StreamTicket
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.executable import Executable
 from wetread.engines.cuda.host import Given, as_tensor, check_batch
@@ -95,58 +96,6 @@ class Slot:
         return self.checked and not bool(torch.isfinite(self.sums.reshape(-1)[:n]).all())
 
 
-class CudaTicket:
-    """A submitted batch: done once the context's stream has passed its event."""
-
-    def __init__(
-        self, context: CudaContext, arrays: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]], n: int
-    ) -> None:
-        self._context: CudaContext | None = context
-        self._arrays = arrays
-        self._n = n
-        self._error: EngineError | None = None
-
-    def done(self) -> bool:
-        """True once the outputs are written; never waits for the device."""
-        if self._context is None:
-            return True
-        try:
-            if not self._context.reached():
-                return False
-        except EngineError as error:
-            self._finish(error)
-        self.settle()
-        return True
-
-    def wait(self) -> None:
-        """Blocks until the outputs are written, and says whether inputs and outputs are finite.
-
-        Raises:
-            NotFiniteError: an input or an output holds NaN or infinity.
-            DeviceFaultError: the device was lost.
-            EngineError: the device failed.
-        """
-        self.settle()
-        if self._error is not None:
-            raise self._error
-
-    def settle(self) -> None:
-        """Waits and keeps the outcome for `wait`; the context's memory is free afterwards."""
-        if self._context is None:
-            return
-        try:
-            self._context.collect(*self._arrays, self._n)
-        except EngineError as error:
-            self._finish(error)
-        else:
-            self._finish(None)
-
-    def _finish(self, error: EngineError | None) -> None:
-        self._error = error
-        self._context = None
-        self._arrays = ((), ())
-
-
 class CudaContext(Closing):
     """A plan that runs in an arena of its own, on a stream of its own.
 
@@ -175,7 +124,7 @@ class CudaContext(Closing):
         self._device = device
         self._ports = ports
         self._batch = plan.program.batch
-        self._ticket: CudaTicket | None = None
+        self._ticket: StreamTicket | None = None
         self._closed = False
         _check_memory(plan, device)
         self._executable = Executable(plan, store, device)
@@ -200,7 +149,7 @@ class CudaContext(Closing):
         for slot in self._outputs:
             slot.add_up()
 
-    def submit(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> CudaTicket:
+    def submit(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> StreamTicket:
         """Starts one batch.
 
         Args:
@@ -224,7 +173,7 @@ class CudaContext(Closing):
             self._follow(taken, given)
             with self._executable.current():
                 self._start(arrays, n)
-        self._ticket = CudaTicket(self, arrays, n)
+        self._ticket = StreamTicket(self.reached, partial(self.collect, *arrays, n))
         return self._ticket
 
     def _follow(self, *sides: Sequence[Given]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from wetread.engines.common import Closing, Port, check_arrays, check_finite
+from wetread.engines.common import Closing, Port, StreamTicket, check_arrays, check_finite
 from wetread.engines.ports import Ports
 from wetread.engines.tensorrt import runtime
 from wetread.engines.tensorrt.cuda import Cuda, view
@@ -34,54 +35,6 @@ class Buffer:
 def window_bytes(port: Port) -> int:
     """Bytes of one window."""
     return int(np.prod(port.shape, dtype=np.int64)) * np.dtype(port.dtypes[0]).itemsize
-
-
-class TensorRtTicket:
-    """A submitted batch: done once the context's stream has passed its event."""
-
-    def __init__(self, context: TensorRtContext, outputs: tuple[np.ndarray, ...]) -> None:
-        self._context: TensorRtContext | None = context
-        self._outputs = outputs
-        self._error: EngineError | None = None
-
-    def done(self) -> bool:
-        """True once the outputs are written; never waits for the device."""
-        if self._context is not None:
-            try:
-                if not self._context.reached():
-                    return False
-            except EngineError as error:
-                self._finish(error)
-            else:
-                self.settle()
-        return True
-
-    def wait(self) -> None:
-        """Blocks until the outputs are written, and checks that they are finite.
-
-        Raises:
-            NotFiniteError: an output holds NaN or infinity.
-            EngineError: the device failed.
-        """
-        self.settle()
-        if self._error is not None:
-            raise self._error
-
-    def settle(self) -> None:
-        """Waits and keeps the outcome for `wait`; the context's memory is free afterwards."""
-        if self._context is None:
-            return
-        try:
-            self._context.collect(self._outputs)
-        except EngineError as error:
-            self._finish(error)
-        else:
-            self._finish(None)
-
-    def _finish(self, error: EngineError | None) -> None:
-        self._error = error
-        self._context = None
-        self._outputs = ()
 
 
 class TensorRtContext(Closing):
@@ -117,7 +70,7 @@ class TensorRtContext(Closing):
         self._execution = execution
         self._ports = ports
         self._logger = logger
-        self._ticket: TensorRtTicket | None = None
+        self._ticket: StreamTicket | None = None
         self._closed = False
         cuda.use()
         free, _ = cuda.free_bytes()
@@ -161,7 +114,7 @@ class TensorRtContext(Closing):
         if not self._execution.set_tensor_address(name=name, memory=address):
             raise runtime.failure(self._logger, "TensorRT refuses the memory of a tensor", name)
 
-    def submit(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> TensorRtTicket:
+    def submit(self, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...]) -> StreamTicket:
         """Starts one batch; inputs are copied before this returns, outputs written when the ticket is done.
 
         Raises:
@@ -185,7 +138,7 @@ class TensorRtContext(Closing):
         except EngineError:
             self._cuda.synchronise(self._stream)  # earlier windows still use the memory
             raise
-        self._ticket = TensorRtTicket(self, outputs)
+        self._ticket = StreamTicket(self.reached, partial(self.collect, outputs))
         return self._ticket
 
     def _enqueue(self, i: int) -> None:
