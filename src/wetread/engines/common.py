@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -93,6 +93,10 @@ class Port:
     dtypes: tuple[str, ...]
 
 
+Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
+"""Inputs and outputs of a context."""
+
+
 def tensor_infos(entries: Sequence[TensorEntry]) -> tuple[TensorInfo, ...]:
     """What manifests and graphs know of tensors, in the engines' words."""
     return tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in entries)
@@ -175,6 +179,29 @@ def check_window(
             todo="use a window inside the package's profile, or build it again with wider --shapes",
         )
     return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def known_window(shape: Shape3 | None, used: Iterable[Shape3], where: str) -> Shape3:
+    """The shape that was asked for, else the first of those that an engine was prepared for.
+
+    Raises:
+        EngineError: there is neither.
+    """
+    found = shape if shape is not None else next(iter(used), None)
+    if found is None:
+        raise EngineError(
+            "the network's window is free and none was run yet", where=where, todo="give a shape"
+        )
+    return found
+
+
+def window_refused(shape: Shape3, error: GraphError) -> EngineError:
+    """What an engine raises for a window at which the network's shapes do not agree."""
+    return EngineError(
+        f"the network does not take windows of {shape}: {error.what}",
+        where=error.where,
+        todo="use a window whose sizes are multiples of the network's strides",
+    )
 
 
 def check_arrays(

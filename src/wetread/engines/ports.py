@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wetread.engines.base import TensorInfo
-from wetread.engines.common import Port, Shape3
+from wetread.engines.common import Port, Ports, Shape3, window_refused
 from wetread.errors import EngineError, GraphError
 from wetread.graph import Graph
-
-Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
 
 
 def ports_of(
@@ -23,11 +21,7 @@ def ports_of(
     try:
         found = graph.inlined().output_shapes(shape)
     except GraphError as error:
-        raise EngineError(
-            f"the network does not take windows of {shape}: {error.what}",
-            where=error.where,
-            todo="use a window whose sizes are multiples of the network's strides",
-        ) from error
+        raise window_refused(shape, error) from error
     for name, sizes in found.items():
         if None in sizes[1:]:
             raise EngineError(

@@ -262,7 +262,13 @@ class Package:
         """Where what belongs to one device may lie: in the package, and in the user's cache."""
         if not _FINGERPRINT.match(fingerprint):
             raise PackageError(f"{fingerprint!r} is no fingerprint: letters, digits, dot, dash, underscore")
-        return self.path / "engines" / fingerprint, user_cache() / self.hash[:16] / fingerprint
+        inside, outside = self.engine_folders
+        return inside / fingerprint, outside / fingerprint
+
+    @property
+    def engine_folders(self) -> tuple[Path, Path]:
+        """Where what belongs to devices may lie, one folder for each: in the package, and in the user's cache."""
+        return self.path / "engines", user_cache() / self.hash[:16]
 
 
 def user_cache() -> Path:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,24 @@ class Clock(Protocol):
     def time_us(self, launch: Callable[[], None], limit_us: float = float("inf")) -> float:
         """Microseconds of one launch; may stop early, with an estimate, where it is surely above the limit."""
         ...
+
+
+@contextmanager
+def capturing(graph: Any, pool: tuple[int, int] | None = None) -> Iterator[None]:
+    """Captures what a block launches on torch's current stream; other threads' launches do not spoil it.
+
+    Args:
+        graph: a `torch.cuda.CUDAGraph`.
+        pool: of memory, for what library kernels take; None gives the graph one of its own.
+    """
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # what could not be captured is what is raised
+            graph.capture_end()
+        raise
+    graph.capture_end()
 
 
 @dataclass(frozen=True)
@@ -52,16 +70,9 @@ class GraphClock:
         stream = torch.cuda.Stream()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                for _ in range(count):
-                    launch()
-            except BaseException:
-                with suppress(RuntimeError):  # what could not be captured is what is raised
-                    graph.capture_end()
-                raise
-            graph.capture_end()
+        with torch.cuda.stream(stream), capturing(graph):
+            for _ in range(count):
+                launch()
         return graph
 
     @staticmethod

@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
-from wetread.engines.common import Closing, Port, StreamTicket
+from wetread.engines.common import Closing, Port, Ports, StreamTicket
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.executable import Executable
 from wetread.engines.cuda.host import Given, as_tensor, check_batch
 from wetread.engines.cuda.plan import Plan
 from wetread.engines.cuda.store import Store
 from wetread.errors import DeviceMemoryError, EngineError, NotFiniteError
-
-Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
 
 
 class Slot:

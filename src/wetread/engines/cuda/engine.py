@@ -13,9 +13,18 @@ import torch
 
 from wetread import __version__
 from wetread.engines.base import EngineInfo, LayerRun, TensorInfo
-from wetread.engines.common import Closing, Port, Shape3, check_network, check_output, check_window
+from wetread.engines.common import (
+    Closing,
+    Port,
+    Ports,
+    Shape3,
+    check_network,
+    check_output,
+    check_window,
+    known_window,
+)
 from wetread.engines.cuda.cache import stamp
-from wetread.engines.cuda.context import CudaContext, Ports
+from wetread.engines.cuda.context import CudaContext
 from wetread.engines.cuda.device import Device, version
 from wetread.engines.cuda.executable import Executable
 from wetread.engines.cuda.layers import layers_of
@@ -258,16 +267,10 @@ class CudaEngine(Closing):
         Raises:
             EngineError: no shape is given, fixed or used so far, or the network does not take it.
         """
-        if shape is None:
-            with self._lock:
-                shape = next((window for window, _ in self._made), None)
-        if shape is None:
-            raise EngineError(
-                "the network's window is free and none was run yet",
-                where=self._network.where,
-                todo="give a shape",
-            )
-        return layers_of(self.plan(check_window(shape, self.inputs, 1, self._profile)).program)
+        with self._lock:
+            used = [window for window, _ in self._made]
+        window = check_window(known_window(shape, used, self._network.where), self.inputs, 1, self._profile)
+        return layers_of(self.plan(window).program)
 
     def close(self) -> None:
         """Frees contexts that are still open, then the weights; a second call does nothing."""

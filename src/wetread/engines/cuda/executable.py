@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from wetread.engines.common import Closing
+from wetread.engines.cuda.clock import capturing
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.plan import Launch, Plan, library_settings
 from wetread.engines.cuda.store import Store
@@ -137,15 +138,8 @@ class Executable(Closing):
                 self.stream.synchronize()
                 pool = torch.cuda.graph_pool_handle()
                 graph = torch.cuda.CUDAGraph()
-                with _uncollected():
-                    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-                    try:
-                        everything()
-                    except BaseException:
-                        with suppress(RuntimeError):  # what could not be captured is what is raised
-                            graph.capture_end()
-                        raise
-                    graph.capture_end()
+                with _uncollected(), capturing(graph, pool):
+                    everything()
             self._graph = graph
             self._pool_bytes = pool_bytes(pool)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wetread.engines.base import TensorInfo
-from wetread.engines.common import Shape3
+from wetread.engines.common import Shape3, window_refused
 from wetread.engines.cuda.cache import TimingCache, stamp
 from wetread.engines.cuda.device import Device
 from wetread.engines.cuda.executable import CAPTURE
@@ -18,7 +18,7 @@ from wetread.engines.cuda.layers import layers_of
 from wetread.engines.cuda.plan import Plan
 from wetread.engines.cuda.program import Program
 from wetread.engines.cuda.tuner import Options, tune
-from wetread.errors import EngineError, EngineUnavailableError, GraphError, UnsupportedOperatorError
+from wetread.errors import EngineUnavailableError, GraphError, UnsupportedOperatorError
 
 if TYPE_CHECKING:
     from wetread.graph import Graph
@@ -113,11 +113,7 @@ def lowered(network: Network, shape: Shape3, batch: int, precision: str) -> Prog
     except UnsupportedOperatorError:
         raise
     except GraphError as error:
-        raise EngineError(
-            f"the network does not take windows of {shape}: {error.what}",
-            where=error.where,
-            todo="use a window whose sizes are multiples of the network's strides",
-        ) from error
+        raise window_refused(shape, error) from error
 
 
 def chosen(asked: str | None, network: Network, device: Device) -> str:

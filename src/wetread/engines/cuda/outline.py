@@ -16,7 +16,7 @@ from wetread.engines.cuda.operations import Target, operation
 from wetread.engines.cuda.plan import SUFFIX, Plan
 from wetread.engines.cuda.program import Program
 from wetread.errors import EngineError
-from wetread.package import Package, user_cache
+from wetread.package import Package
 
 H200 = Target((9, 0), 232_448, 132)
 """For which candidates are named where nothing was tuned."""
@@ -80,9 +80,10 @@ def outlines(package: Package, network: Network, precision: str | None = None) -
 
 
 def _plans(package: Package, network: Network) -> list[Path]:
-    folders = package.path / "engines", user_cache() / package.hash[:16]
     return [
-        path for folder in folders for path in sorted(folder.glob(f"cuda-*/{network.sha256[:16]}-*{SUFFIX}"))
+        path
+        for folder in package.engine_folders
+        for path in sorted(folder.glob(f"cuda-*/{network.sha256[:16]}-*{SUFFIX}"))
     ]
 
 

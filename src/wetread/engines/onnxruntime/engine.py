@@ -11,6 +11,7 @@ from wetread.engines import processor
 from wetread.engines.base import EngineInfo, LayerRun
 from wetread.engines.common import (
     Closing,
+    Ports,
     Shape3,
     check_network,
     check_output,
@@ -20,7 +21,7 @@ from wetread.engines.common import (
 from wetread.engines.onnxruntime import runtime
 from wetread.engines.onnxruntime.context import OnnxRuntimeContext
 from wetread.engines.onnxruntime.layers import layers_of
-from wetread.engines.ports import Ports, ports_of
+from wetread.engines.ports import ports_of
 from wetread.errors import EngineError, EngineUnavailableError
 from wetread.graph import Graph
 from wetread.graph.memory import activation_bytes

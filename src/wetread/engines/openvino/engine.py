@@ -23,7 +23,15 @@ from typing import Any
 
 from wetread.engines import processor
 from wetread.engines.base import EngineInfo, LayerRun, TensorInfo
-from wetread.engines.common import Closing, Port, Shape3, check_network, check_output, check_window
+from wetread.engines.common import (
+    Closing,
+    Port,
+    Shape3,
+    check_network,
+    check_output,
+    check_window,
+    known_window,
+)
 from wetread.engines.openvino import runtime
 from wetread.engines.openvino.context import OpenVinoContext
 from wetread.engines.openvino.dynamic import activation_estimate, bounded, reshape
@@ -225,11 +233,9 @@ class OpenVinoEngine(Closing):
         if shape is None:
             fixed = tuple(size for size in self.inputs[0].shape[2:] if size is not None)
             with self._lock:
-                used = next(iter(self._compiled), None)
-            shape = (fixed[0], fixed[1], fixed[2]) if len(fixed) == 3 else used
-        if shape is None:
-            raise EngineError(
-                "the network's window is free and none was run yet", where=self._where, todo="give a shape"
+                used = list(self._compiled)
+            shape = (
+                (fixed[0], fixed[1], fixed[2]) if len(fixed) == 3 else known_window(None, used, self._where)
             )
         return layers_of(self._compile(check_window(shape, self.inputs, 1, self._profile)).network)
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wetread.engines.common import Closing, Port, StreamTicket, check_arrays, check_finite
-from wetread.engines.ports import Ports
+from wetread.engines.common import Closing, Port, Ports, StreamTicket, check_arrays, check_finite
 from wetread.engines.tensorrt import runtime
 from wetread.engines.tensorrt.cuda import Cuda, view
 from wetread.errors import DeviceMemoryError, EngineError

@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from wetread.engines.base import EngineInfo, LayerRun
-from wetread.engines.common import Closing, Shape3, check_network, check_output, check_window, tensor_infos
-from wetread.engines.ports import Ports, ports_of
+from wetread.engines.common import (
+    Closing,
+    Ports,
+    Shape3,
+    check_network,
+    check_output,
+    check_window,
+    known_window,
+    tensor_infos,
+)
+from wetread.engines.ports import ports_of
 from wetread.engines.tensorrt import runtime
 from wetread.engines.tensorrt.builder import Job, build
 from wetread.engines.tensorrt.context import TensorRtContext
@@ -230,14 +239,7 @@ class TensorRtEngine(Closing):
         Raises:
             EngineError: no shape is given, fixed or used so far, or the network does not take it.
         """
-        if shape is None:
-            shape = next((shapes.opt for shapes in self._engines), None)
-        if shape is None:
-            raise EngineError(
-                "the network's window is free and none was run yet",
-                where=self._graph.where,
-                todo="give a shape",
-            )
+        shape = known_window(shape, (shapes.opt for shapes in self._engines), self._graph.where)
         self._ports(shape, 1)
         inspector = self._engine(shape).create_engine_inspector()
         report = inspector.get_engine_information(format=self._trt.LayerInformationFormat.JSON)
